@@ -1,0 +1,3 @@
+"""The PostgreSQL store for LLM telemetry."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,23 @@
+"""The tables as declarative models."""
+
+from observatory_storage.models.base import Base
+from observatory_storage.models.log import LogRecord
+from observatory_storage.models.metric import Metric, MetricDataPoint, MetricSeries
+from observatory_storage.models.rows import EventRow, ResourceRow, SpanRow, TraceRow
+from observatory_storage.models.trace import Resource, Trace, TraceEvent, TraceSpan
+
+__all__ = [
+    "Base",
+    "EventRow",
+    "LogRecord",
+    "Metric",
+    "MetricDataPoint",
+    "MetricSeries",
+    "Resource",
+    "ResourceRow",
+    "SpanRow",
+    "Trace",
+    "TraceEvent",
+    "TraceRow",
+    "TraceSpan",
+]

@@ -1,0 +1,57 @@
+"""What a process does for all its writers: write at exit, and start afresh in a forked child."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import weakref
+from typing import Final, Protocol
+
+from observatory_storage.errors import StorageError
+
+_log = logging.getLogger(__name__)
+
+
+class Closable(Protocol):
+    """A writer, as far as the end of a process concerns it."""
+
+    def close(self) -> None:
+        """Write what is left."""
+        ...
+
+    def start_afresh(self) -> None:
+        """Forget what belongs to the parent process."""
+        ...
+
+
+_writers: Final[weakref.WeakSet[Closable]] = weakref.WeakSet()
+
+
+def register(writer: Closable) -> None:
+    """Have a writer closed at interpreter exit and emptied in forked children."""
+    _writers.add(writer)
+
+
+def unregister(writer: Closable) -> None:
+    """Forget a writer that is closed."""
+    _writers.discard(writer)
+
+
+def _close_all() -> None:
+    for writer in list(_writers):
+        try:
+            writer.close()
+        except StorageError as error:
+            # Nobody is left to raise to; the message counts the rows.
+            _log.error("at interpreter exit: %s", error)
+
+
+def _start_all_afresh() -> None:
+    for writer in list(_writers):
+        writer.start_afresh()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_all_afresh)

@@ -1,0 +1,127 @@
+"""Rows as they were given, turned into tuples in wire form: checked, repaired, or rejected one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy.orm import DeclarativeBase
+
+from observatory_storage.errors import RejectedRowError
+from observatory_storage.text import repair_json
+from observatory_storage.writers.kinds import Unfit
+from observatory_storage.writers.tables import Column, WriteTable
+
+GivenRow = Mapping[str, Any]
+WireRow = tuple[Any, ...]
+
+_ATTRIBUTES: Final = "attributes"
+# Under this prefix a row's attributes keep what its column could not hold.
+_ORIGINAL: Final = "observatory."
+
+
+class Rejections:
+    """The rows of one batch that cannot be stored, each with its reason."""
+
+    def __init__(self) -> None:
+        self.errors: list[RejectedRowError] = []
+
+    def add(self, row: GivenRow, reason: str, sqlstate: str | None = None) -> None:
+        """Reject one row."""
+        self.errors.append(RejectedRowError(reason, row=row, sqlstate=sqlstate))
+
+
+def as_mapping(row: object) -> GivenRow:
+    """Return the given columns of a mapping or an ORM instance. Raises RejectedRowError for anything else."""
+    if isinstance(row, Mapping):
+        return row
+    if isinstance(row, DeclarativeBase):
+        return {name: value for name, value in vars(row).items() if not name.startswith("_sa_")}
+    raise RejectedRowError(f"a row is of type {type(row).__name__}; it must be a mapping or a model instance")
+
+
+def convert_column(
+    column: Column,
+    values: list[Any],
+    failed: dict[int, str],
+    kept: dict[int, dict[str, Any]],
+) -> list[Any]:
+    """Convert the values of one column.
+
+    Reasons go to `failed` and originals to `kept`, both by the row's place.
+    """
+    if column.default is not None and None in values:
+        values = [column.default if value is None else value for value in values]
+    if values.count(None) == len(values) and not column.required:
+        return values
+    converted = column.kind.bulk(values)
+    if converted is not None and not (column.required and None in converted):
+        return converted
+    out: list[Any] = []
+    for place, value in enumerate(values):
+        stored: Any = None
+        try:
+            if value is not None:
+                stored = column.kind.convert(value)
+            elif column.required:
+                failed.setdefault(place, f"{column.name} is missing")
+        except RejectedRowError as error:
+            reason = error.reason
+            failed.setdefault(place, reason if reason.startswith(column.name) else f"{column.name} {reason}")
+        except Unfit as unfit:
+            stored = unfit.stored
+            kept.setdefault(place, {})[column.name] = value
+        out.append(stored)
+    return out
+
+
+def convert_rows(
+    table: WriteTable,
+    rows: Sequence[GivenRow],
+    rejections: Rejections,
+    *,
+    ready: Mapping[str, list[Any]] | None = None,
+    kept: dict[int, dict[str, Any]] | None = None,
+) -> list[WireRow | None]:
+    """Convert rows to tuples in the order of the table's columns; None stands for a rejected row.
+
+    `ready` holds columns that are converted already. What a column could not hold, in `kept` and found
+    here, is added to the row's attributes as text under `observatory.<column>`.
+    """
+    kept = {} if kept is None else kept
+    ready = {} if ready is None else ready
+    failed: dict[int, str] = {}
+    columns: list[list[Any]] = []
+    for column in table.columns:
+        if column.name in ready:
+            columns.append(ready[column.name])
+        elif column.name == _ATTRIBUTES:
+            columns.append([])  # last, when all that is kept is known
+        else:
+            columns.append(convert_column(column, [row.get(column.name) for row in rows], failed, kept))
+    if _ATTRIBUTES in table.index:
+        place = table.index[_ATTRIBUTES]
+        values = [row.get(_ATTRIBUTES) for row in rows]
+        for at, originals in kept.items():
+            values[at] = _with_originals(values[at], originals)
+        columns[place] = convert_column(table.columns[place], values, failed, {})
+    converted: list[WireRow | None] = list(zip(*columns, strict=True))
+    for at, reason in failed.items():
+        converted[at] = None
+        rejections.add(rows[at], reason)
+    return converted
+
+
+def unknown_keys(row: GivenRow, known: frozenset[str]) -> str | None:
+    """Return the reason to reject a row that has keys which are no column, or None."""
+    if row.keys() <= known:
+        return None
+    unknown = ", ".join(sorted(str(key) for key in row.keys() - known))
+    return f"unknown column {unknown}: what is not a column belongs into attributes"
+
+
+def _with_originals(attributes: Any, originals: Mapping[str, Any]) -> Any:
+    if attributes is not None and not isinstance(attributes, Mapping):
+        return attributes
+    texts = {f"{_ORIGINAL}{name}": str(repair_json(value)) for name, value in originals.items()}
+    return {**(attributes or {}), **texts}

@@ -1,0 +1,208 @@
+"""What a set of spans adds to the summaries of their traces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Final
+
+from observatory_storage.writers.convert import GivenRow, Rejections, WireRow, convert_rows
+from observatory_storage.writers.tables import SPANS, TRACES
+
+_TRACE_ID = SPANS.index["trace_id"]
+_SPAN_ID = SPANS.index["span_id"]
+_START = SPANS.index["start_time"]
+_END = SPANS.index["end_time"]
+_PROJECT = SPANS.index["project"]
+_PARENT = SPANS.index["parent_span_id"]
+_NAME = SPANS.index["name"]
+_SERVICE = SPANS.index["service_name"]
+_STATUS = SPANS.index["status"]
+_STATUS_MESSAGE = SPANS.index["status_message"]
+_COUNTS = SPANS.index["counts_usage"]
+_INPUT = SPANS.index["input_tokens"]
+_OUTPUT = SPANS.index["output_tokens"]
+_TOTAL = SPANS.index["total_tokens"]
+_COST = SPANS.index["cost_usd"]
+_USER = SPANS.index["user_id"]
+_SESSION = SPANS.index["session_id"]
+_RESOURCE = SPANS.index["resource_id"]
+_ATTRIBUTES = SPANS.index["attributes"]
+
+_EMPTY_OBJECT: Final = b"\x01{}"
+_NO_COST: Final = Decimal(0)
+
+
+class _Delta:
+    """What the spans of one trace add to it."""
+
+    __slots__ = (
+        "cost",
+        "end",
+        "errors",
+        "input",
+        "output",
+        "project",
+        "root",
+        "root_rank",
+        "session",
+        "spans",
+        "start",
+        "total",
+        "user",
+    )
+
+    def __init__(self, project: str, root: WireRow) -> None:
+        self.project = project
+        self.spans = self.errors = self.input = self.output = self.total = 0
+        self.cost = _NO_COST
+        self.start: int = root[_START]
+        self.end: int = root[_START]
+        self.user: str | None = None
+        self.session: str | None = None
+        self.root = root
+        self.root_rank = _rank(root)
+
+
+class TraceDeltas:
+    """Sums spans by trace. Integers and decimals: the order of the spans does not matter."""
+
+    def __init__(self) -> None:
+        self._deltas: dict[bytes, _Delta] = {}
+
+    def add(self, rows: Iterable[WireRow]) -> None:
+        """Add spans in wire form."""
+        deltas = self._deltas
+        for row in rows:
+            delta = deltas.get(row[_TRACE_ID])
+            if delta is None:
+                delta = deltas[row[_TRACE_ID]] = _Delta(row[_PROJECT], row)
+            delta.spans += 1
+            if row[_STATUS] == "error":
+                delta.errors += 1
+            start = row[_START]
+            if start < delta.start:
+                delta.start = start
+            end = row[_END]
+            if end is None or end < start:
+                end = start
+            if end > delta.end:
+                delta.end = end
+            if row[_COUNTS]:
+                delta.input += row[_INPUT] or 0
+                delta.output += row[_OUTPUT] or 0
+                delta.total += row[_TOTAL] or 0
+                if row[_COST] is not None:
+                    delta.cost += row[_COST]
+            # Python compares text by code point, which is the order of UTF-8 bytes and of COLLATE "C".
+            user = row[_USER]
+            if user is not None and (delta.user is None or user < delta.user):
+                delta.user = user
+            session = row[_SESSION]
+            if session is not None and (delta.session is None or session < delta.session):
+                delta.session = session
+            if (row[_PARENT] is None or delta.root_rank[0]) and _rank(row) < delta.root_rank:
+                delta.root, delta.root_rank = row, _rank(row)
+
+    def clear(self) -> None:
+        """Forget all spans."""
+        self._deltas.clear()
+
+    def rows(self, own: Mapping[bytes, WireRow], locked: Mapping[bytes, str]) -> list[WireRow]:
+        """Return the rows to upsert into traces, in id order.
+
+        `own` holds what `write_trace` gave, by trace; `locked` the project of each trace that is to be
+        locked though nothing is added to it.
+        """
+        ids = sorted({*self._deltas, *own, *locked})
+        return [self._row(key, own.get(key), locked.get(key)) for key in ids]
+
+    def _row(self, key: bytes, own: WireRow | None, project: str | None) -> WireRow:
+        delta = self._deltas.get(key)
+        row = dict(zip(TRACES.names, own, strict=True)) if own is not None else dict(_NOTHING)
+        row["id"] = key
+        if delta is None:
+            row["project"] = row["project"] or project
+            return tuple(row.values())
+        root = delta.root
+        row.update(
+            project=delta.project,
+            name=root[_NAME],
+            service_name=root[_SERVICE],
+            has_root=root[_PARENT] is None,
+            root_span_id=root[_SPAN_ID],
+            root_start_time=root[_START],
+            start_time=delta.start,
+            end_time=delta.end,
+            span_count=delta.spans,
+            error_count=delta.errors,
+            input_tokens=delta.input,
+            output_tokens=delta.output,
+            total_tokens=delta.total,
+            cost_usd=delta.cost,
+            user_id=delta.user,
+            session_id=delta.session,
+            resource_id=root[_RESOURCE],
+        )
+        if not row["own_status"]:
+            row.update(status=root[_STATUS], status_message=root[_STATUS_MESSAGE])
+        if not row["own_attributes"]:
+            row["attributes"] = root[_ATTRIBUTES]
+        return tuple(row.values())
+
+
+_NOTHING: Final[dict[str, Any]] = {
+    **dict.fromkeys(TRACES.names),
+    "has_root": False,
+    "status": "unset",
+    "own_status": False,
+    "span_count": 0,
+    "error_count": 0,
+    "input_tokens": 0,
+    "output_tokens": 0,
+    "total_tokens": 0,
+    "cost_usd": _NO_COST,
+    "attributes": _EMPTY_OBJECT,
+    "own_attributes": False,
+}
+
+
+def own_traces(rows: Sequence[GivenRow], project: str, rejections: Rejections) -> dict[bytes, WireRow]:
+    """Convert traces as callers give them, by id; of several for one trace the last one holds."""
+    prepared = []
+    for row in rows:
+        status = row.get("status")
+        prepared.append(
+            {
+                **{name: value for name, value in row.items() if name in _GIVEN},
+                "project": row.get("project") or project,
+                "own_status": status is not None and status != "unset",
+                "own_attributes": row.get("attributes") is not None,
+            }
+        )
+    converted = convert_rows(TRACES, prepared, rejections)
+    return {row[0]: row for row in converted if row is not None}
+
+
+# What a caller may say of a trace; the rest is computed from its spans.
+_GIVEN: Final = frozenset(
+    {
+        "id",
+        "project",
+        "name",
+        "service_name",
+        "start_time",
+        "end_time",
+        "status",
+        "status_message",
+        "user_id",
+        "session_id",
+        "resource_id",
+        "attributes",
+    }
+)
+
+
+def _rank(row: WireRow) -> tuple[bool, int, bytes]:
+    """Order candidates for a trace's root: spans without parent first, then by (start_time, span_id)."""
+    return (row[_PARENT] is not None, row[_START], row[_SPAN_ID])

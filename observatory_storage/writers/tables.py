@@ -1,0 +1,183 @@
+"""The tables as writers see them: columns in the order they are sent, with their kinds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from observatory_storage.models.trace import SPAN_KINDS, STATUSES
+from observatory_storage.writers.kinds import (
+    BoolKind,
+    ChoiceKind,
+    ContentIdKind,
+    DecimalKind,
+    Int4Kind,
+    IntKind,
+    JsonKind,
+    JsonObjectKind,
+    Kind,
+    ParentSpanIdKind,
+    SpanIdKind,
+    TextArrayKind,
+    TextKind,
+    TimeKind,
+    TraceIdKind,
+)
+
+# A btree entry holds 2,704 bytes; an index of two such columns and a time stays below it in any script.
+_INDEXED_LENGTH: Final = 255
+
+_TEXT: Final = TextKind()
+_INDEXED: Final = TextKind(_INDEXED_LENGTH)
+_INT: Final = IntKind()
+_TIME: Final = TimeKind()
+_USD: Final = DecimalKind()
+_BOOL: Final = BoolKind()
+_JSON: Final = JsonKind()
+_OBJECT: Final = JsonObjectKind()
+_TRACE_ID: Final = TraceIdKind()
+_SPAN_ID: Final = SpanIdKind()
+_PARENT_ID: Final = ParentSpanIdKind()
+_CONTENT_ID: Final = ContentIdKind()
+_STATUS: Final = ChoiceKind(*STATUSES)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column; `default` stands in for None where the column takes no null."""
+
+    name: str
+    kind: Kind
+    default: Any = None
+    required: bool = False
+
+
+class WriteTable:
+    """A table's columns and its key, from which all statements that write it are made.
+
+    `order` is the order in which rows are written, by every writer, so that two of them wait for each
+    other and never deadlock: time first, because COPY buffers rows by partition.
+    """
+
+    def __init__(self, name: str, columns: tuple[Column, ...], key: tuple[str, ...], order: tuple[str, ...]) -> None:
+        self.name = name
+        self.columns = columns
+        self.key = key
+        self.order = order
+        self.names = tuple(column.name for column in columns)
+        self.index = {name: place for place, name in enumerate(self.names)}
+
+
+SPANS: Final = WriteTable(
+    "trace_spans",
+    (
+        Column("trace_id", _TRACE_ID, required=True),
+        Column("span_id", _SPAN_ID, required=True),
+        Column("start_time", _TIME, required=True),
+        Column("project", _INDEXED, required=True),
+        Column("parent_span_id", _PARENT_ID),
+        Column("name", _TEXT, default=""),
+        Column("kind", ChoiceKind(*SPAN_KINDS), default="unspecified"),
+        Column("service_name", _INDEXED),
+        Column("end_time", _TIME),
+        Column("duration_us", _INT),
+        Column("status", _STATUS, default="unset"),
+        Column("status_message", _TEXT),
+        Column("operation", _TEXT),
+        Column("provider", _TEXT),
+        Column("model", _INDEXED),
+        Column("response_model", _TEXT),
+        Column("input_tokens", _INT),
+        Column("output_tokens", _INT),
+        Column("cached_input_tokens", _INT),
+        Column("cache_write_input_tokens", _INT),
+        Column("reasoning_tokens", _INT),
+        Column("total_tokens", _INT),
+        Column("counts_usage", _BOOL, default=False),
+        Column("input_cost_usd", _USD),
+        Column("output_cost_usd", _USD),
+        Column("cost_usd", _USD),
+        Column("ttft_us", _INT),
+        Column("finish_reason", _TEXT),
+        Column("user_id", _INDEXED),
+        Column("session_id", _INDEXED),
+        Column("environment", _TEXT),
+        Column("tags", TextArrayKind()),
+        Column("input", _JSON),
+        Column("output", _JSON),
+        Column("attributes", _OBJECT, default={}),
+        Column("links", _JSON),
+        Column("scope_name", _TEXT),
+        Column("scope_version", _TEXT),
+        Column("scope_attributes", _JSON),
+        Column("trace_state", _TEXT),
+        Column("flags", _INT),
+        Column("dropped_attributes_count", _INT),
+        Column("dropped_events_count", _INT),
+        Column("dropped_links_count", _INT),
+        Column("resource_id", _CONTENT_ID),
+    ),
+    key=("trace_id", "span_id", "start_time"),
+    order=("start_time", "trace_id", "span_id"),
+)
+
+EVENTS: Final = WriteTable(
+    "trace_events",
+    (
+        Column("trace_id", _TRACE_ID, required=True),
+        Column("span_id", _SPAN_ID, required=True),
+        Column("span_start_time", _TIME, required=True),
+        Column("event_index", Int4Kind(), required=True),
+        Column("project", _INDEXED, required=True),
+        Column("timestamp", _TIME, required=True),
+        Column("name", _TEXT, default=""),
+        Column("attributes", _OBJECT, default={}),
+        Column("dropped_attributes_count", _INT),
+    ),
+    key=("trace_id", "span_id", "span_start_time", "event_index"),
+    order=("span_start_time", "trace_id", "span_id", "event_index"),
+)
+
+RESOURCES: Final = WriteTable(
+    "resources",
+    (
+        Column("id", _CONTENT_ID, required=True),
+        Column("project", _INDEXED, required=True),
+        Column("service_name", _INDEXED),
+        Column("schema_url", _TEXT),
+        Column("attributes", _OBJECT, default={}),
+    ),
+    key=("id",),
+    order=("id",),
+)
+
+TRACES: Final = WriteTable(
+    "traces",
+    (
+        Column("id", _TRACE_ID, required=True),
+        Column("project", _INDEXED, required=True),
+        Column("name", _TEXT),
+        Column("service_name", _INDEXED),
+        Column("has_root", _BOOL, default=False),
+        Column("root_span_id", _PARENT_ID),
+        Column("root_start_time", _TIME),
+        Column("start_time", _TIME),
+        Column("end_time", _TIME),
+        Column("status", _STATUS, default="unset"),
+        Column("status_message", _TEXT),
+        Column("own_status", _BOOL, default=False),
+        Column("span_count", _INT, default=0),
+        Column("error_count", _INT, default=0),
+        Column("input_tokens", _INT, default=0),
+        Column("output_tokens", _INT, default=0),
+        Column("total_tokens", _INT, default=0),
+        Column("cost_usd", _USD, default=0),
+        Column("user_id", _INDEXED),
+        Column("session_id", _INDEXED),
+        Column("resource_id", _CONTENT_ID),
+        Column("attributes", _OBJECT, default={}),
+        Column("own_attributes", _BOOL, default=False),
+    ),
+    key=("id",),
+    order=("id",),
+)

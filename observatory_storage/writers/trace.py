@@ -1,0 +1,259 @@
+"""TraceWriter: traces, spans and events from application code to committed rows."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from observatory_storage.errors import RejectedRowError, StorageError, WriteError, describe
+from observatory_storage.identity import resolve_span_id, resolve_trace_id
+from observatory_storage.models import EventRow, SpanRow, Trace, TraceEvent, TraceRow, TraceSpan
+from observatory_storage.writers import background
+from observatory_storage.writers.buffer import KINDS, BufferStats, RowBuffer
+from observatory_storage.writers.config import WriterConfig
+from observatory_storage.writers.convert import GivenRow, as_mapping
+from observatory_storage.writers.store import BatchStore, Stored
+
+if TYPE_CHECKING:
+    from observatory_storage.llm import LlmSpan
+    from observatory_storage.pool import StoragePool
+
+_log = logging.getLogger(__name__)
+
+_SPAN_COLUMNS = frozenset(TraceSpan.__table__.columns.keys())
+
+
+@dataclass(frozen=True, slots=True)
+class WriteStats:
+    """What a writer has committed since it was made.
+
+    `spans_written` counts new spans, `spans_duplicate` those that were stored already, `spans_replaced`
+    open spans whose finished version came; together with `rows_rejected` they are all spans, events and
+    traces that could not be stored included.
+    """
+
+    spans_written: int = 0
+    spans_duplicate: int = 0
+    spans_replaced: int = 0
+    events_written: int = 0
+    traces_written: int = 0
+    rows_rejected: int = 0
+    batches_committed: int = 0
+    retries: int = 0
+    failures: int = 0
+
+
+class TraceWriter:
+    """Buffers rows and writes them in batches, each in one transaction, exact under replay.
+
+    `write_…` returns when the row is in the buffer; it is acknowledged, that is committed, when `flush` or
+    `close` has returned. A background thread writes full and old batches meanwhile. What could not be
+    written stays in the buffer and is tried again; a full buffer makes callers wait. Rows that cannot be
+    stored are handed to `on_rejected`, from the thread that flushes, or else logged as a warning.
+
+    Safe for threads. In a forked child the writer is empty and uses connections of its own.
+    """
+
+    def __init__(
+        self,
+        pool: StoragePool,
+        config: WriterConfig | None = None,
+        *,
+        on_rejected: Callable[[RejectedRowError], None] | None = None,
+    ) -> None:
+        self._pool = pool
+        self._config = config or WriterConfig()
+        self._on_rejected = on_rejected
+        self._project = self._config.project or pool.config.project
+        self._buffer = RowBuffer(
+            max(self._config.max_buffered_rows, self._config.batch_size),
+            self._config.full_buffer_timeout_seconds,
+        )
+        self.start_afresh()
+        background.register(self)
+
+    def start_afresh(self) -> None:
+        """Forget buffered rows, threads and counts: what a forked child does with its parent's writer."""
+        self._buffer.reset()
+        self._store = BatchStore(self._pool, self._config, self._project, self._pool.config.retry)
+        self._stats = WriteStats()
+        self._closed = False
+        self._flushing = threading.Lock()
+        self._starting = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def write_trace(self, trace: TraceRow | Trace) -> None:
+        """Give a trace its own status and attributes.
+
+        What is computed from spans (times, name, user, counts …) is taken from here only until the trace's
+        first span is stored. Write facts about a user or session on the spans.
+        """
+        self._put("trace", [trace])
+
+    def write_traces(self, traces: Iterable[TraceRow | Trace]) -> None:
+        """Write several traces, as `write_trace` does."""
+        self._put("trace", traces)
+
+    def write_span(self, span: SpanRow | TraceSpan) -> None:
+        """Write a span, with the events and the resource of its mapping; its trace appears where it is missing.
+
+        For many spans `write_spans` costs less.
+        """
+        self._put("span", [span])
+
+    def write_spans(self, spans: Iterable[SpanRow | TraceSpan]) -> None:
+        """Write spans."""
+        self._put("span", spans)
+
+    def write_event(self, event: EventRow | TraceEvent) -> None:
+        """Write an event of a span that is or will be written; `span_start_time` is part of its key."""
+        self._put("event", [event])
+
+    def write_events(self, events: Iterable[EventRow | TraceEvent]) -> None:
+        """Write several events, as `write_event` does."""
+        self._put("event", events)
+
+    def write_span_from_llm(self, span: LlmSpan) -> TraceSpan:
+        """Write an LLM span and return it as the row it becomes, its trace UUID resolved.
+
+        The returned object belongs to no session. Raises RejectedRowError for an id that is none.
+        """
+        row: dict[str, Any] = dict(span.to_row())
+        trace_id = resolve_trace_id(row["trace_id"])
+        stored = {name: value for name, value in row.items() if name in _SPAN_COLUMNS}
+        stored.update(trace_id=trace_id, span_id=resolve_span_id(row["span_id"]).hex())
+        if row.get("parent_span_id") is not None:
+            stored["parent_span_id"] = resolve_span_id(row["parent_span_id"], "parent_span_id").hex()
+        stored["project"] = row.get("project") or self._project
+        self._put("span", [row])
+        return TraceSpan(**stored)
+
+    def flush(self) -> None:
+        """Write all that was buffered before the call; returns after the COMMIT.
+
+        Raises WriteError if something did not commit: it stays in the buffer, and the next flush tries again.
+        """
+        with self._flushing:
+            left = len(self._buffer)
+            while left > 0:
+                left -= self._write_batch()
+
+    def close(self) -> None:
+        """Flush and stop. Raises WriteError as `flush` does; the writer is then still open and holds the rows."""
+        if self._closed:
+            return
+        self.flush()
+        self._closed = True
+        self._stop.set()
+        self._buffer.wake()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        # A row that slipped in between the flush and the end is not left behind.
+        with self._flushing:
+            while len(self._buffer):
+                self._write_batch()
+        background.unregister(self)
+
+    def buffer_stats(self) -> BufferStats:
+        """Return what waits to be written."""
+        return self._buffer.stats()
+
+    def write_stats(self) -> WriteStats:
+        """Return what has been committed so far."""
+        return self._stats
+
+    def _put(self, kind: str, rows: Iterable[object]) -> None:
+        if self._closed:
+            raise WriteError("the writer is closed; make a new one")
+        self._ensure_thread()
+        self._buffer.put(kind, map(as_mapping, rows))
+
+    def _ensure_thread(self) -> None:
+        if self._thread is None:
+            with self._starting:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="observatory-writer", daemon=True)
+                    self._thread.start()
+
+    def _run(self) -> None:
+        pause = 0.0
+        while not self._stop.wait(pause):
+            self._buffer.wait(self._config.batch_size, self._config.flush_interval_seconds, self._stop)
+            if self._stop.is_set():
+                return
+            try:
+                with self._flushing:
+                    self._write_batch()
+                pause = 0.0
+            except StorageError as error:
+                # Held and tried again; a flush or a full buffer tells the caller.
+                _log.warning("%s", error)
+                pause = min(max(0.1, pause * 2), 10.0)
+
+    def _write_batch(self) -> int:
+        """Write one batch and return its rows. Called with `_flushing` held."""
+        items = self._buffer.take(self._config.batch_size)
+        if not items:
+            return 0
+        rows: dict[str, list[GivenRow]] = {kind: [] for kind in KINDS}
+        for kind, row in items:
+            rows[kind].append(row)
+        committed = False
+        try:
+            stored = self._store.store(rows["span"], rows["event"], rows["trace"])
+            committed = True
+        except StorageError as error:
+            self._stats = replace(self._stats, failures=self._stats.failures + 1)
+            self._buffer.last_error = describe(error)
+            waiting = len(self._buffer) + len(items)
+            raise WriteError(
+                f"a batch of {len(items)} rows was not committed: {describe(error)}; {waiting} rows are held and "
+                "will be tried again",
+                unwritten=waiting,
+                sqlstate=error.sqlstate,
+            ) from error
+        finally:
+            # Whatever was raised, an interrupt too: what is not known to be committed is held.
+            if not committed:
+                self._buffer.put_back(items)
+        self._buffer.last_error = None
+        self._account(stored)
+        return len(items)
+
+    def _account(self, stored: Stored) -> None:
+        old, new = self._stats, stored.outcome
+        self._stats = WriteStats(
+            spans_written=old.spans_written + new.spans_written,
+            spans_duplicate=old.spans_duplicate + new.spans_duplicate,
+            spans_replaced=old.spans_replaced + new.spans_replaced,
+            events_written=old.events_written + new.events_written,
+            traces_written=old.traces_written + new.traces_written,
+            rows_rejected=old.rows_rejected + len(stored.rejected),
+            batches_committed=old.batches_committed + stored.batches,
+            retries=old.retries + stored.retries,
+            failures=old.failures,
+        )
+        if stored.rejected and self._on_rejected is None:
+            _log.warning("%d rows rejected; the first one: %s", len(stored.rejected), stored.rejected[0].reason)
+        for error in stored.rejected if self._on_rejected is not None else ():
+            self._hand_over(error)
+
+    def _hand_over(self, error: RejectedRowError) -> None:
+        assert self._on_rejected is not None
+        try:
+            self._on_rejected(error)
+        except Exception:  # noqa: BLE001 - the caller's code: its failure must not undo a committed batch
+            _log.exception("on_rejected failed for a rejected row: %s", error.reason)
