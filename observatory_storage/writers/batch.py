@@ -16,12 +16,12 @@ from observatory_storage.writers.convert import (
     WireRow,
     convert_column,
     convert_rows,
-    unknown_keys,
+    known_rows,
 )
 from observatory_storage.writers.tables import EVENTS, RESOURCES, SPANS
 
 # Rows converted before they are sent: the server works on one chunk while the next is converted.
-_CHUNK_ROWS: Final = 250
+CHUNK_ROWS: Final = 250
 # Indexes of events that were written by themselves, without a place in their span, start here.
 LOOSE_EVENTS: Final = 2**30
 UNIX_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -43,6 +43,7 @@ class SpanBatch:
         self.rejections = rejections
         self.resources: dict[bytes, WireRow] = {}
         self.folded = 0
+        self.layout = SPANS.full
         # Parallel lists, in writing order. Keys are converted at once, the rest when it is sent.
         self._given: list[GivenRow] = []
         self._keys: dict[str, list[Any]] = {name: [] for name in (*SPANS.key, "end_time", "project", "resource_id")}
@@ -77,8 +78,8 @@ class SpanBatch:
 
     def chunks(self) -> Iterator[list[WireRow]]:
         """Convert and yield the rows a chunk at a time; what was converted is kept for another attempt."""
-        for first in range(0, len(self._given), _CHUNK_ROWS):
-            last = min(first + _CHUNK_ROWS, len(self._given))
+        for first in range(0, len(self._given), CHUNK_ROWS):
+            last = min(first + CHUNK_ROWS, len(self._given))
             if len(self._wire) < last:
                 self._wire.extend(self._convert(len(self._wire), last))
             yield [row for row in self._wire[first:last] if row is not None]
@@ -100,6 +101,7 @@ class SpanBatch:
         places = [place for place, row in enumerate(self._wire) if row is not None and wanted(place)]
         part = SpanBatch(self.rejections)
         part.resources = self.resources
+        part.layout = self.layout
         part._given = [self._given[place] for place in places]
         part._keys = {name: [column[place] for place in places] for name, column in self._keys.items()}
         part._wire = [self._wire[place] for place in places]
@@ -127,13 +129,8 @@ class SpanBatch:
             self.rejections.add(self._given[place], reason, sqlstate)
 
     def _take(self, rows: Sequence[GivenRow], project: str) -> None:
-        known: list[GivenRow] = []
-        for row in rows:
-            reason = unknown_keys(row, _SPAN_KEYS)
-            if reason is None:
-                known.append(row)
-            else:
-                self.rejections.add(row, reason)
+        known, present = known_rows(rows, _SPAN_KEYS, self.rejections)
+        self.layout = SPANS.layout(present)
         failed: dict[int, str] = {}
         kept: dict[int, dict[str, Any]] = {}
         raw = {name: [row.get(name) for row in known] for name in (*SPANS.key, "end_time")}
@@ -193,7 +190,7 @@ class SpanBatch:
                 "schema_url": schema_url,
                 "attributes": attributes,
             }
-            converted = convert_rows(RESOURCES, [row], self.rejections)[0]
+            converted = convert_rows(RESOURCES.full, [row], self.rejections)[0]
             if converted is None:
                 return None
             self.resources[key] = converted
@@ -214,7 +211,7 @@ class SpanBatch:
             kept,
         )
         ready["total_tokens"] = convert_column(_TOTAL_TOKENS, [_total_tokens(row) for row in given], failed, kept)
-        return convert_rows(SPANS, given, self.rejections, ready=ready, kept=kept)
+        return convert_rows(self.layout, given, self.rejections, ready=ready, kept=kept)
 
     def _convert_events(self) -> list[WireRow]:
         ready: dict[str, list[Any]] = {name: [] for name in (*EVENTS.key, "project")}
@@ -225,14 +222,12 @@ class SpanBatch:
                 continue
             start_time = _start_of(row)
             for index, event in enumerate(events):
-                reason = unknown_keys(event, _EVENT_KEYS)
-                if reason is not None:
-                    self.rejections.add(event, reason)
+                if not known_rows([event], _EVENT_KEYS, self.rejections)[0]:
                     continue
                 rows.append(event if event.get("timestamp") is not None else {**event, "timestamp": start_time})
                 for name, value in zip(ready, (*wire[:3], index, wire[3]), strict=True):
                     ready[name].append(value)
-        return [row for row in convert_rows(EVENTS, rows, self.rejections, ready=ready) if row is not None]
+        return [row for row in convert_rows(EVENTS.full, rows, self.rejections, ready=ready) if row is not None]
 
 
 def loose_events(rows: Sequence[GivenRow], project: str, rejections: Rejections) -> list[WireRow]:
@@ -241,12 +236,9 @@ def loose_events(rows: Sequence[GivenRow], project: str, rejections: Rejections)
     An event without `event_index` gets one from its content, so that a second delivery is the same row.
     """
     prepared: list[GivenRow] = []
-    for row in rows:
-        reason = unknown_keys(row, _EVENT_KEYS)
-        if reason is None and row.get("span_start_time") is None:
-            reason = "span_start_time is missing: the start of an event's span is part of the event's key"
-        if reason is not None:
-            rejections.add(row, reason)
+    for row in known_rows(rows, _EVENT_KEYS, rejections)[0]:
+        if row.get("span_start_time") is None:
+            rejections.add(row, "span_start_time is missing: the start of its span is part of an event's key")
             continue
         index = row.get("event_index")
         prepared.append(
@@ -258,7 +250,7 @@ def loose_events(rows: Sequence[GivenRow], project: str, rejections: Rejections)
             }
         )
     unique: dict[tuple[Any, ...], WireRow] = {}
-    for converted in convert_rows(EVENTS, prepared, rejections):
+    for converted in convert_rows(EVENTS.full, prepared, rejections):
         if converted is not None:
             unique.setdefault(converted[: len(EVENTS.key)], converted)
     order = [EVENTS.index[name] for name in EVENTS.order]

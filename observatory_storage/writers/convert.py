@@ -10,7 +10,7 @@ from sqlalchemy.orm import DeclarativeBase
 from observatory_storage.errors import RejectedRowError
 from observatory_storage.text import repair_json
 from observatory_storage.writers.kinds import Unfit
-from observatory_storage.writers.tables import Column, WriteTable
+from observatory_storage.writers.tables import Column, Layout
 
 GivenRow = Mapping[str, Any]
 WireRow = tuple[Any, ...]
@@ -76,14 +76,14 @@ def convert_column(
 
 
 def convert_rows(
-    table: WriteTable,
+    layout: Layout,
     rows: Sequence[GivenRow],
     rejections: Rejections,
     *,
     ready: Mapping[str, list[Any]] | None = None,
     kept: dict[int, dict[str, Any]] | None = None,
 ) -> list[WireRow | None]:
-    """Convert rows to tuples in the order of the table's columns; None stands for a rejected row.
+    """Convert rows to tuples in the order of the layout's columns; None stands for a rejected row.
 
     `ready` holds columns that are converted already. What a column could not hold, in `kept` and found
     here, is added to the row's attributes as text under `observatory.<column>`.
@@ -92,19 +92,21 @@ def convert_rows(
     ready = {} if ready is None else ready
     failed: dict[int, str] = {}
     columns: list[list[Any]] = []
-    for column in table.columns:
+    attributes_at: int | None = None
+    for place, column in enumerate(layout.columns):
         if column.name in ready:
             columns.append(ready[column.name])
         elif column.name == _ATTRIBUTES:
+            attributes_at = place
             columns.append([])  # last, when all that is kept is known
         else:
-            columns.append(convert_column(column, [row.get(column.name) for row in rows], failed, kept))
-    if _ATTRIBUTES in table.index:
-        place = table.index[_ATTRIBUTES]
+            name = column.name
+            columns.append(convert_column(column, [row.get(name) for row in rows], failed, kept))
+    if attributes_at is not None:
         values = [row.get(_ATTRIBUTES) for row in rows]
         for at, originals in kept.items():
             values[at] = _with_originals(values[at], originals)
-        columns[place] = convert_column(table.columns[place], values, failed, {})
+        columns[attributes_at] = convert_column(layout.columns[attributes_at], values, failed, {})
     converted: list[WireRow | None] = list(zip(*columns, strict=True))
     for at, reason in failed.items():
         converted[at] = None
@@ -112,12 +114,27 @@ def convert_rows(
     return converted
 
 
-def unknown_keys(row: GivenRow, known: frozenset[str]) -> str | None:
-    """Return the reason to reject a row that has keys which are no column, or None."""
-    if row.keys() <= known:
-        return None
-    unknown = ", ".join(sorted(str(key) for key in row.keys() - known))
-    return f"unknown column {unknown}: what is not a column belongs into attributes"
+def known_rows(
+    rows: Sequence[GivenRow], known: frozenset[str], rejections: Rejections
+) -> tuple[Sequence[GivenRow], frozenset[str]]:
+    """Reject rows with keys that are no column; return the others and all keys that are present in them.
+
+    Rows of one producer share a few shapes, so that a shape is looked at once and not each row's keys.
+    """
+    shapes = set(map(tuple, rows))
+    unknown = {shape: sorted(map(str, set(shape) - known)) for shape in shapes if not known.issuperset(shape)}
+    present = frozenset().union(*shapes)
+    if not unknown:
+        return rows, present
+    good = []
+    for row in rows:
+        keys = unknown.get(tuple(row))
+        if keys is None:
+            good.append(row)
+        else:
+            names = ", ".join(keys)
+            rejections.add(row, f"unknown column {names}: what is not a column belongs into attributes")
+    return good, present
 
 
 def _with_originals(attributes: Any, originals: Mapping[str, Any]) -> Any:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import psycopg
 
 from observatory_storage.errors import translate_errors
 from observatory_storage.models import EventRow, SpanRow, Trace, TraceEvent, TraceRow, TraceSpan
+from observatory_storage.writers.batch import CHUNK_ROWS
 from observatory_storage.writers.convert import (
     GivenRow,
     Rejections,
     WireRow,
     as_mapping,
     convert_rows,
-    unknown_keys,
+    known_rows,
 )
 from observatory_storage.writers.rows import copy_rows
-from observatory_storage.writers.tables import EVENTS, SPANS, TRACES, WriteTable
-
-_CHUNK_ROWS: Final = 250
+from observatory_storage.writers.tables import EVENTS, SPANS, TRACES, Layout, WriteTable
 
 
 class CopyWriter:
@@ -36,32 +34,40 @@ class CopyWriter:
     def __init__(self, project: str = "default") -> None:
         self._project = project
 
-    def write_traces(self, connection: psycopg.Connection[Any], rows: Iterable[TraceRow | Trace]) -> int:
+    def write_traces(
+        self, connection: psycopg.Connection[Any], rows: Iterable[TraceRow | Mapping[str, object] | Trace]
+    ) -> int:
         """COPY rows into traces, all columns as given; returns their number."""
         return self._write(connection, TRACES, rows)
 
-    def write_spans(self, connection: psycopg.Connection[Any], rows: Iterable[SpanRow | TraceSpan]) -> int:
+    def write_spans(
+        self, connection: psycopg.Connection[Any], rows: Iterable[SpanRow | Mapping[str, object] | TraceSpan]
+    ) -> int:
         """COPY rows into trace_spans; returns their number."""
         return self._write(connection, SPANS, rows)
 
-    def write_events(self, connection: psycopg.Connection[Any], rows: Iterable[EventRow | TraceEvent]) -> int:
+    def write_events(
+        self, connection: psycopg.Connection[Any], rows: Iterable[EventRow | Mapping[str, object] | TraceEvent]
+    ) -> int:
         """COPY rows into trace_events; returns their number."""
         return self._write(connection, EVENTS, rows)
 
     def _write(self, connection: psycopg.Connection[Any], table: WriteTable, rows: Iterable[object]) -> int:
+        given = [as_mapping(row) for row in rows]
+        rejections = Rejections()
+        _, present = known_rows(given, frozenset(table.names) | _SERVER_COLUMNS, rejections)
+        if rejections.errors:
+            raise rejections.errors[0]
+        layout = table.layout(present)
         with translate_errors():
-            return copy_rows(connection, table, self._chunks(table, map(as_mapping, rows)))
+            return copy_rows(connection, table.name, layout, self._chunks(layout, given))
 
-    def _chunks(self, table: WriteTable, rows: Iterator[GivenRow]) -> Iterator[Sequence[WireRow]]:
-        known = frozenset(table.names) | _SERVER_COLUMNS
-        while chunk := list(islice(rows, _CHUNK_ROWS)):
+    def _chunks(self, layout: Layout, rows: Sequence[GivenRow]) -> Iterator[Sequence[WireRow]]:
+        for first in range(0, len(rows), CHUNK_ROWS):
+            chunk = rows[first : first + CHUNK_ROWS]
             rejections = Rejections()
-            for row in chunk:
-                reason = unknown_keys(row, known)
-                if reason is not None:
-                    rejections.add(row, reason)
-            given = [row.get("project") or self._project for row in chunk]
-            converted = convert_rows(table, chunk, rejections, ready={"project": given})
+            projects = [row.get("project") or self._project for row in chunk]
+            converted = convert_rows(layout, chunk, rejections, ready={"project": projects})
             if rejections.errors:
                 raise rejections.errors[0]
             yield [row for row in converted if row is not None]

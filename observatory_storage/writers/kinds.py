@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any, ClassVar, Final
 
-from pydantic_core import PydanticSerializationError, to_json
+import orjson
 
 from observatory_storage.errors import RejectedRowError
 from observatory_storage.identity import is_hex_span_id, is_hex_trace_id, resolve_span_id, trace_id_bytes
-from observatory_storage.text import encode_json, repair_text
+from observatory_storage.text import NUL_ESCAPE, encode_json, repair_text
 from observatory_storage.writers import wire
 
 _NONE: Final = type(None)
@@ -255,12 +255,10 @@ class JsonKind(Kind):
 
     def bulk(self, values: list[Any]) -> list[Any] | None:
         try:
-            encoded = [
-                None if value is None else to_json(value, inf_nan_mode="null", bytes_mode="base64") for value in values
-            ]
-        except (PydanticSerializationError, ValueError, RecursionError):
+            encoded = [None if value is None else orjson.dumps(value) for value in values]
+        except (orjson.JSONEncodeError, RecursionError):
             return None
-        if any(item is not None and b"\\u0000" in item for item in encoded):
+        if any(item is not None and NUL_ESCAPE in item for item in encoded):
             return None
         return [None if item is None else _JSONB_VERSION + item for item in encoded]
 

@@ -9,7 +9,7 @@ import psycopg
 
 from observatory_storage.writers import sql, wire
 from observatory_storage.writers.convert import WireRow
-from observatory_storage.writers.tables import WriteTable
+from observatory_storage.writers.tables import Layout, WriteTable
 
 Connection = psycopg.Connection[Any]
 
@@ -22,13 +22,11 @@ _INSERT_STATEMENTS: Final = {
 }
 
 
-def copy_rows(
-    connection: Connection, table: WriteTable, chunks: Iterable[Sequence[WireRow]], into: str | None = None
-) -> int:
+def copy_rows(connection: Connection, table: str, layout: Layout, chunks: Iterable[Sequence[WireRow]]) -> int:
     """COPY rows straight into a table; a duplicate raises. Returns their number."""
     written = 0
-    with connection.cursor() as cursor, cursor.copy(sql.copy_into(into or table.name, table)) as copy:
-        copy.set_types([column.kind.copy_type for column in table.columns])
+    with connection.cursor() as cursor, cursor.copy(sql.copy_into(table, layout)) as copy:
+        copy.set_types([column.kind.copy_type for column in layout.columns])
         write_row = copy.write_row
         for chunk in chunks:
             for row in chunk:
@@ -37,44 +35,47 @@ def copy_rows(
     return written
 
 
-def merge_rows(connection: Connection, table: WriteTable, rows: Sequence[WireRow]) -> set[bytes]:
+def merge_rows(connection: Connection, table: WriteTable, layout: Layout, rows: Sequence[WireRow]) -> set[bytes]:
     """Insert the rows that are new, by COPY to a temporary table; return the keys of new ones."""
-    connection.execute(sql.create_staging(table))
-    copy_rows(connection, table, [rows], into=sql.staging_name(table))
-    return {row[0] for row in _binary(connection, sql.merge_staging(table))}
+    connection.execute(sql.create_staging(table, layout))
+    copy_rows(connection, sql.staging_name(table), layout, [rows])
+    return {row[0] for row in query(connection, sql.merge_staging(table, layout))}
 
 
-def insert_rows(connection: Connection, table: WriteTable, rows: Sequence[WireRow]) -> set[bytes]:
+def insert_rows(connection: Connection, table: WriteTable, layout: Layout, rows: Sequence[WireRow]) -> set[bytes]:
     """Insert the rows that are new, by one statement; return the keys of new ones."""
     new: set[bytes] = set()
-    for part in _by_size(table, rows):
-        new.update(row[0] for row in _binary(connection, _INSERT_STATEMENTS[table.name], encode_columns(table, part)))
+    for part in _by_size(layout, rows):
+        parameters = encode_columns(table, layout, part)
+        new.update(row[0] for row in query(connection, _INSERT_STATEMENTS[table.name], parameters))
     return new
 
 
-def encode_columns(table: WriteTable, rows: Sequence[WireRow]) -> list[Any]:
-    """Encode rows as one array parameter a column."""
-    columns = zip(*rows, strict=True) if rows else ((),) * len(table.columns)
-    return [
-        wire.encode_array(column.kind.element_oid, column.kind.element, values)
-        for column, values in zip(table.columns, columns, strict=True)
-    ]
+def encode_columns(table: WriteTable, layout: Layout, rows: Sequence[WireRow]) -> list[Any]:
+    """Encode rows as one array parameter for each column of the table; the layout's absent ones are filled."""
+    columns = dict(zip(layout.names, zip(*rows, strict=True), strict=True))
+    parameters = []
+    for column in table.columns:
+        oid = column.kind.element_oid
+        if column.name in columns:
+            parameters.append(wire.encode_array(oid, column.kind.element, columns[column.name]))
+        elif column.default is not None:
+            parameters.append(wire.encode_array(oid, column.kind.element, [column.default] * len(rows)))
+        else:
+            parameters.append(wire.encode_nulls(oid, len(rows)))
+    return parameters
 
 
 def query(connection: Connection, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
     """Run a statement with binary results."""
-    return _binary(connection, statement, parameters)
-
-
-def _binary(connection: Connection, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
     with connection.cursor(binary=True) as cursor:
         cursor.adapters.register_dumper(wire.BinaryValue, wire.BinaryValueDumper)
         cursor.execute(statement.encode(), parameters)
         return cursor.fetchall() if cursor.description is not None else []
 
 
-def _by_size(table: WriteTable, rows: Sequence[WireRow]) -> Iterator[Sequence[WireRow]]:
-    wide = [table.index[name] for name in ("input", "output", "attributes") if name in table.index]
+def _by_size(layout: Layout, rows: Sequence[WireRow]) -> Iterator[Sequence[WireRow]]:
+    wide = [place for place, name in enumerate(layout.names) if name in ("input", "output", "attributes")]
     first = size = 0
     for place, row in enumerate(rows):
         size += sum(len(row[at]) for at in wide if row[at] is not None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from observatory_storage.writers.tables import EVENTS, RESOURCES, SPANS, TRACES, WriteTable
+from observatory_storage.writers.tables import EVENTS, RESOURCES, SPANS, TRACES, Layout, WriteTable
 
 # One transaction a batch. READ COMMITTED is stated, whatever the server's default: REPEATABLE READ fails
 # with 40001 even on DO NOTHING. Joins with a few keys are meant to run by index whatever the planner
@@ -29,9 +29,9 @@ _KEY_BYTES: Final = {
 }
 
 
-def copy_into(table: str, source: WriteTable) -> str:
-    """COPY all columns of `source` into a table."""
-    return f"COPY {table} ({', '.join(source.names)}) FROM STDIN (FORMAT BINARY)"
+def copy_into(table: str, layout: Layout) -> str:
+    """COPY the columns of a layout into a table."""
+    return f"COPY {table} ({', '.join(layout.names)}) FROM STDIN (FORMAT BINARY)"
 
 
 def staging_name(table: WriteTable) -> str:
@@ -39,16 +39,16 @@ def staging_name(table: WriteTable) -> str:
     return f"observatory_staged_{table.name}"
 
 
-def create_staging(table: WriteTable) -> str:
+def create_staging(table: WriteTable, layout: Layout) -> str:
     """Make the temporary table; it goes with the transaction, so that no pooled session keeps an old shape."""
-    names = ", ".join(table.names)
+    names = ", ".join(layout.names)
     source = f"SELECT {names} FROM {table.name}"
     return f"CREATE TEMPORARY TABLE {staging_name(table)} ON COMMIT DROP AS {source} WITH NO DATA"
 
 
-def merge_staging(table: WriteTable) -> str:
+def merge_staging(table: WriteTable, layout: Layout) -> str:
     """Insert what is new from the temporary table, in writing order; returns the keys of new rows."""
-    names = ", ".join(table.names)
+    names = ", ".join(layout.names)
     return (
         f"INSERT INTO {table.name} ({names}) SELECT {names} FROM {staging_name(table)} "
         f"ORDER BY {', '.join(table.order)} "

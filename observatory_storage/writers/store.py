@@ -140,7 +140,7 @@ class BatchStore:
             retry=tenacity.retry_if_exception(is_transient),
             stop=self._is_last,
             wait=tenacity.wait_exponential_jitter(
-                initial=self._retry.initial_delay_ms / 1000,
+                multiplier=self._retry.initial_delay_ms / 1000,
                 max=self._retry.max_delay_ms / 1000,
                 exp_base=self._retry.backoff_multiplier,
                 jitter=self._retry.initial_delay_ms / 1000,

@@ -180,7 +180,7 @@ def own_traces(rows: Sequence[GivenRow], project: str, rejections: Rejections) -
                 "own_attributes": row.get("attributes") is not None,
             }
         )
-    converted = convert_rows(TRACES, prepared, rejections)
+    converted = convert_rows(TRACES.full, prepared, rejections)
     return {row[0]: row for row in converted if row is not None}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -52,60 +53,89 @@ class Column:
     required: bool = False
 
 
+class Layout:
+    """Which columns of a table a batch sends, in which order."""
+
+    def __init__(self, columns: tuple[Column, ...]) -> None:
+        self.columns = columns
+        self.names = tuple(column.name for column in columns)
+
+
 class WriteTable:
     """A table's columns and its key, from which all statements that write it are made.
 
     `order` is the order in which rows are written, by every writer, so that two of them wait for each
-    other and never deadlock: time first, because COPY buffers rows by partition.
+    other and never deadlock: time first, because COPY buffers rows by partition. Columns from the first
+    `optional` one on are sent only where some row of a batch has them: half of a span's columns are empty
+    for most clients, and an empty column costs its place in every row.
     """
 
-    def __init__(self, name: str, columns: tuple[Column, ...], key: tuple[str, ...], order: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        columns: tuple[Column, ...],
+        key: tuple[str, ...],
+        order: tuple[str, ...],
+        optional: str | None = None,
+    ) -> None:
         self.name = name
         self.columns = columns
         self.key = key
         self.order = order
-        self.names = tuple(column.name for column in columns)
-        self.index = {name: place for place, name in enumerate(self.names)}
+        self.index = {column.name: place for place, column in enumerate(columns)}
+        self.names = tuple(self.index)
+        self.full = Layout(columns)
+        self._fixed = len(columns) if optional is None else self.index[optional]
+
+    def layout(self, present: AbstractSet[str]) -> Layout:
+        """Return the layout of a batch in whose rows these columns are present."""
+        if self._fixed == len(self.columns):
+            return self.full
+        optional = (column for column in self.columns[self._fixed :] if column.name in present)
+        return Layout((*self.columns[: self._fixed], *optional))
 
 
 SPANS: Final = WriteTable(
     "trace_spans",
     (
+        # What every span has, and what its trace is summed from.
         Column("trace_id", _TRACE_ID, required=True),
         Column("span_id", _SPAN_ID, required=True),
         Column("start_time", _TIME, required=True),
         Column("project", _INDEXED, required=True),
         Column("parent_span_id", _PARENT_ID),
         Column("name", _TEXT, default=""),
-        Column("kind", ChoiceKind(*SPAN_KINDS), default="unspecified"),
         Column("service_name", _INDEXED),
         Column("end_time", _TIME),
         Column("duration_us", _INT),
         Column("status", _STATUS, default="unset"),
         Column("status_message", _TEXT),
+        Column("counts_usage", _BOOL, default=False),
+        Column("input_tokens", _INT),
+        Column("output_tokens", _INT),
+        Column("total_tokens", _INT),
+        Column("cost_usd", _USD),
+        Column("user_id", _INDEXED),
+        Column("session_id", _INDEXED),
+        Column("resource_id", _CONTENT_ID),
+        Column("attributes", _OBJECT, default={}),
+        # What some spans have.
+        Column("kind", ChoiceKind(*SPAN_KINDS), default="unspecified"),
         Column("operation", _TEXT),
         Column("provider", _TEXT),
         Column("model", _INDEXED),
         Column("response_model", _TEXT),
-        Column("input_tokens", _INT),
-        Column("output_tokens", _INT),
         Column("cached_input_tokens", _INT),
         Column("cache_write_input_tokens", _INT),
         Column("reasoning_tokens", _INT),
-        Column("total_tokens", _INT),
-        Column("counts_usage", _BOOL, default=False),
         Column("input_cost_usd", _USD),
         Column("output_cost_usd", _USD),
-        Column("cost_usd", _USD),
         Column("ttft_us", _INT),
         Column("finish_reason", _TEXT),
-        Column("user_id", _INDEXED),
-        Column("session_id", _INDEXED),
         Column("environment", _TEXT),
         Column("tags", TextArrayKind()),
         Column("input", _JSON),
         Column("output", _JSON),
-        Column("attributes", _OBJECT, default={}),
         Column("links", _JSON),
         Column("scope_name", _TEXT),
         Column("scope_version", _TEXT),
@@ -115,10 +145,10 @@ SPANS: Final = WriteTable(
         Column("dropped_attributes_count", _INT),
         Column("dropped_events_count", _INT),
         Column("dropped_links_count", _INT),
-        Column("resource_id", _CONTENT_ID),
     ),
     key=("trace_id", "span_id", "start_time"),
     order=("start_time", "trace_id", "span_id"),
+    optional="kind",
 )
 
 EVENTS: Final = WriteTable(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -95,7 +95,7 @@ class TraceWriter:
     ) -> None:
         self.close()
 
-    def write_trace(self, trace: TraceRow | Trace) -> None:
+    def write_trace(self, trace: TraceRow | Mapping[str, object] | Trace) -> None:
         """Give a trace its own status and attributes.
 
         What is computed from spans (times, name, user, counts …) is taken from here only until the trace's
@@ -103,26 +103,26 @@ class TraceWriter:
         """
         self._put("trace", [trace])
 
-    def write_traces(self, traces: Iterable[TraceRow | Trace]) -> None:
+    def write_traces(self, traces: Iterable[TraceRow | Mapping[str, object] | Trace]) -> None:
         """Write several traces, as `write_trace` does."""
         self._put("trace", traces)
 
-    def write_span(self, span: SpanRow | TraceSpan) -> None:
+    def write_span(self, span: SpanRow | Mapping[str, object] | TraceSpan) -> None:
         """Write a span, with the events and the resource of its mapping; its trace appears where it is missing.
 
         For many spans `write_spans` costs less.
         """
         self._put("span", [span])
 
-    def write_spans(self, spans: Iterable[SpanRow | TraceSpan]) -> None:
+    def write_spans(self, spans: Iterable[SpanRow | Mapping[str, object] | TraceSpan]) -> None:
         """Write spans."""
         self._put("span", spans)
 
-    def write_event(self, event: EventRow | TraceEvent) -> None:
+    def write_event(self, event: EventRow | Mapping[str, object] | TraceEvent) -> None:
         """Write an event of a span that is or will be written; `span_start_time` is part of its key."""
         self._put("event", [event])
 
-    def write_events(self, events: Iterable[EventRow | TraceEvent]) -> None:
+    def write_events(self, events: Iterable[EventRow | Mapping[str, object] | TraceEvent]) -> None:
         """Write several events, as `write_event` does."""
         self._put("event", events)
 

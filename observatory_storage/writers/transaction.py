@@ -113,7 +113,7 @@ class BatchTransaction:
     def _write_resources(self, resources: Mapping[bytes, WireRow]) -> None:
         new = sorted(key for key in resources if key not in self._known_resources)
         if new:
-            insert_rows(self._connection, RESOURCES, [resources[key] for key in new])
+            insert_rows(self._connection, RESOURCES, RESOURCES.full, [resources[key] for key in new])
             self._outcome.resources = new
 
     def _write_spans(self, batch: Batch, deltas: TraceDeltas) -> dict[bytes, WireRow]:
@@ -126,7 +126,7 @@ class BatchTransaction:
             return {}
         rows = spans.rows()
         self._refuse_foreign({row[0]: row[_PROJECT] for row in rows})
-        new = (merge_rows if self._by_copy else insert_rows)(self._connection, SPANS, rows)
+        new = (merge_rows if self._by_copy else insert_rows)(self._connection, SPANS, spans.layout, rows)
         self._outcome.spans_written = len(new)
         self._outcome.spans_duplicate = len(rows) - len(new) + spans.folded
         self._outcome.met_duplicates = len(new) < len(rows)
@@ -150,7 +150,7 @@ class BatchTransaction:
 
         try:
             with self._connection.transaction():
-                self._outcome.spans_written = copy_rows(self._connection, SPANS, chunks())
+                self._outcome.spans_written = copy_rows(self._connection, SPANS.name, spans.layout, chunks())
         except psycopg.Error as error:
             if not is_duplicate(error):
                 raise
@@ -164,7 +164,7 @@ class BatchTransaction:
         if self._by_copy and events:
             try:
                 with self._connection.transaction():
-                    self._outcome.events_written += copy_rows(self._connection, EVENTS, [events])
+                    self._outcome.events_written += copy_rows(self._connection, EVENTS.name, EVENTS.full, [events])
                 return
             except psycopg.Error as error:
                 if not is_duplicate(error):
@@ -173,7 +173,7 @@ class BatchTransaction:
 
     def _insert_events(self, events: Sequence[WireRow]) -> None:
         if events:
-            self._outcome.events_written += len(insert_rows(self._connection, EVENTS, events))
+            self._outcome.events_written += len(insert_rows(self._connection, EVENTS, EVENTS.full, events))
 
     def _refuse_foreign(self, projects: Mapping[bytes, str]) -> None:
         found = query(self._connection, sql.FOREIGN_TRACES, _pairs(projects))
@@ -190,7 +190,7 @@ class BatchTransaction:
     def _upsert_traces(self, rows: Sequence[WireRow]) -> None:
         if not rows:
             return
-        parameters = [*encode_columns(TRACES, rows), dt.datetime.now(dt.UTC)]
+        parameters = [*encode_columns(TRACES, TRACES.full, rows), dt.datetime.now(dt.UTC)]
         done = {bytes(row[0]) for row in query(self._connection, sql.UPSERT_TRACES, parameters)}
         if len(done) < len(rows):
             foreign = {row[0]: row[1] for row in rows if row[0] not in done}
@@ -206,11 +206,11 @@ class BatchTransaction:
         replaced = [row for row in rows if span_key(row) in taken]
         if not replaced:
             return
-        insert_rows(self._connection, SPANS, replaced)
+        insert_rows(self._connection, SPANS, batch.spans.layout, replaced)
         query(self._connection, sql.DELETE_EVENTS, [*_span_keys(replaced), LOOSE_EVENTS, *bounds])
         events = [event for event in batch.spans.events() if span_key(event) in taken]
         if events:
-            insert_rows(self._connection, EVENTS, events)
+            insert_rows(self._connection, EVENTS, EVENTS.full, events)
         trace_ids = _uuids(sorted({row[0] for row in replaced}))
         query(self._connection, sql.RECOMPUTE_TRACES, [dt.datetime.now(dt.UTC), trace_ids, trace_ids])
         self._outcome.spans_replaced = len(replaced)

@@ -68,6 +68,11 @@ def encode_array(element_oid: int, encode: Callable[[Any], bytes], values: Seque
     return BinaryValue(_HEADER(1, 1, element_oid, len(values), 1) + b"".join(elements))
 
 
+def encode_nulls(element_oid: int, length: int) -> BinaryValue:
+    """Encode a column of nulls."""
+    return BinaryValue(_HEADER(1, 1, element_oid, length, 1) + _NULL * length)
+
+
 def text_array_literal(values: Sequence[str]) -> str:
     """Return the text form of a text array: a batch's ragged arrays travel as text and are cast."""
     quoted = ('"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' for value in values)
