@@ -1,3 +1,78 @@
-"""The PostgreSQL store for LLM telemetry."""
+"""The PostgreSQL store for LLM telemetry: traces, metrics and logs in your own database.
+
+Importing the package opens nothing and reads no environment; each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from observatory_storage.config import StorageConfig
+    from observatory_storage.errors import (
+        ConfigurationError,
+        NotFoundError,
+        RejectedRowError,
+        StorageError,
+        UnavailableError,
+        WriteError,
+    )
+    from observatory_storage.llm import LlmSpan
+    from observatory_storage.pool import StoragePool
+    from observatory_storage.repositories import TraceFilters, TraceRepository
+    from observatory_storage.unit_of_work import UnitOfWork
+    from observatory_storage.writers import CopyWriter, TraceWriter, WriteMethod, WriterConfig
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ConfigurationError",
+    "CopyWriter",
+    "LlmSpan",
+    "NotFoundError",
+    "RejectedRowError",
+    "StorageConfig",
+    "StorageError",
+    "StoragePool",
+    "TraceFilters",
+    "TraceRepository",
+    "TraceWriter",
+    "UnavailableError",
+    "UnitOfWork",
+    "WriteError",
+    "WriteMethod",
+    "WriterConfig",
+]
+
+# A worker that only writes needs neither the repositories nor Alembic: what is not used costs no start-up time.
+_HOMES: Final = {
+    "ConfigurationError": "errors",
+    "CopyWriter": "writers",
+    "LlmSpan": "llm",
+    "NotFoundError": "errors",
+    "RejectedRowError": "errors",
+    "StorageConfig": "config",
+    "StorageError": "errors",
+    "StoragePool": "pool",
+    "TraceFilters": "repositories",
+    "TraceRepository": "repositories",
+    "TraceWriter": "writers",
+    "UnavailableError": "errors",
+    "UnitOfWork": "unit_of_work",
+    "WriteError": "errors",
+    "WriteMethod": "writers",
+    "WriterConfig": "writers",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

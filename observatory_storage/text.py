@@ -7,15 +7,16 @@ numbers, which JSON lacks, become null.
 from __future__ import annotations
 
 import base64
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from pydantic_core import PydanticSerializationError, to_json
+import orjson
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-_NUL_ESCAPE: Final = b"\\u0000"
+NUL_ESCAPE: Final = b"\\u0000"
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -29,19 +30,20 @@ def encode_json(value: Any) -> bytes:
 
     Values and keys are repaired as `repair_text` does, by walking them: replacing the six characters
     of an escape in the encoded form would corrupt text that legitimately holds a backslash and u0000.
-    Bytes become URL-safe base64 text, and what JSON has no form for becomes its `str()`.
+    Integers past 64 bits become text, bytes URL-safe base64 text, and what JSON has no form for becomes its
+    `str()`. Raises RecursionError for a value that is nested deeper than Python's recursion limit.
     """
     try:
-        # Four times as fast as the standard library's encoder on span attributes of 1.3 kB.
-        encoded = to_json(value, inf_nan_mode="null", bytes_mode="base64")
-    except (PydanticSerializationError, ValueError, RecursionError):
-        return to_json(repair_json(value), inf_nan_mode="null")
+        encoded = orjson.dumps(value)
+    except (orjson.JSONEncodeError, RecursionError):
+        return _encode_repaired(value)
     # Hit by NULs, and by harmless text that spells the escape out; the walk tells them apart.
-    return (
-        to_json(repair_json(value), inf_nan_mode="null", bytes_mode="base64")
-        if _NUL_ESCAPE in encoded
-        else encoded
-    )
+    return _encode_repaired(value) if NUL_ESCAPE in encoded else encoded
+
+
+def _encode_repaired(value: Any) -> bytes:
+    # orjson ends at 254 levels, the standard library's encoder at Python's recursion limit.
+    return json.dumps(repair_json(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def repair_json(value: Any) -> Any:
@@ -56,8 +58,7 @@ def repair_json(value: Any) -> Any:
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {
-            repair_text(key if isinstance(key, str) else str(key)): repair_json(item)
-            for key, item in value.items()
+            repair_text(key if isinstance(key, str) else str(key)): repair_json(item) for key, item in value.items()
         }
     if isinstance(value, (bytes, bytearray, memoryview)):
         return base64.urlsafe_b64encode(value).decode("ascii")
