@@ -200,17 +200,7 @@ class SpanBatch:
         given = self._given[first:last]
         ready = {name: column[first:last] for name, column in self._keys.items()}
         kept = {place - first: self._kept[place] for place in range(first, last) if place in self._kept}
-        failed: dict[int, str] = {}
-        ready["duration_us"] = convert_column(
-            _DURATION,
-            [
-                row.get("duration_us") if end is None else max(0, end - start)
-                for row, start, end in zip(given, ready["start_time"], ready["end_time"], strict=True)
-            ],
-            failed,
-            kept,
-        )
-        ready["total_tokens"] = convert_column(_TOTAL_TOKENS, [_total_tokens(row) for row in given], failed, kept)
+        ready.update(computed_columns(given, ready["start_time"], ready["end_time"], kept))
         return convert_rows(self.layout, given, self.rejections, ready=ready, kept=kept)
 
     def _convert_events(self) -> list[WireRow]:
@@ -228,6 +218,24 @@ class SpanBatch:
                 for name, value in zip(ready, (*wire[:3], index, wire[3]), strict=True):
                     ready[name].append(value)
         return [row for row in convert_rows(EVENTS.full, rows, self.rejections, ready=ready) if row is not None]
+
+
+def computed_columns(
+    rows: Sequence[GivenRow], starts: Sequence[Any], ends: Sequence[Any], kept: dict[int, dict[str, Any]]
+) -> dict[str, list[Any]]:
+    """Return the columns of spans that follow from others: the duration, and the total of tokens.
+
+    A span without end keeps the duration it was given; the total is computed where none was given.
+    """
+    durations = [
+        row.get("duration_us") if end is None or start is None else max(0, end - start)
+        for row, start, end in zip(rows, starts, ends, strict=True)
+    ]
+    totals = [_total_tokens(row) for row in rows]
+    return {
+        "duration_us": convert_column(_DURATION, durations, {}, kept),
+        "total_tokens": convert_column(_TOTAL_TOKENS, totals, {}, kept),
+    }
 
 
 def loose_events(rows: Sequence[GivenRow], project: str, rejections: Rejections) -> list[WireRow]:

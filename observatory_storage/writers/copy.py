@@ -9,26 +9,28 @@ import psycopg
 
 from observatory_storage.errors import translate_errors
 from observatory_storage.models import EventRow, SpanRow, Trace, TraceEvent, TraceRow, TraceSpan
-from observatory_storage.writers.batch import CHUNK_ROWS
+from observatory_storage.writers.batch import CHUNK_ROWS, computed_columns
 from observatory_storage.writers.convert import (
     GivenRow,
     Rejections,
     WireRow,
     as_mapping,
+    convert_column,
     convert_rows,
     known_rows,
 )
 from observatory_storage.writers.rows import copy_rows
-from observatory_storage.writers.tables import EVENTS, SPANS, TRACES, Layout, WriteTable
+from observatory_storage.writers.tables import EVENTS, SPANS, TRACES, Column, Layout, WriteTable
 
 
 class CopyWriter:
     """Plain binary COPY into one table on a connection of the caller's, who commits.
 
-    No deduplication (a duplicate raises IntegrityError and aborts the transaction), no summaries, no
-    partitions made (rows without one land in DEFAULT), no events or resources taken out of span mappings:
-    `events` and `resource` are refused. The first row that cannot be converted raises RejectedRowError.
-    For telemetry that may be delivered twice use `TraceWriter`, which costs about a tenth more.
+    No deduplication (a duplicate raises IntegrityError and aborts the transaction), no summaries, no traces
+    made where they are missing, no partitions made (rows without one land in DEFAULT). Span mappings with
+    `events` or `resource` are refused, since those are rows of other tables; `created_at` is the server's.
+    The first row that cannot be converted raises RejectedRowError. For telemetry that may be delivered
+    twice use `TraceWriter`.
     """
 
     def __init__(self, project: str = "default") -> None:
@@ -38,7 +40,7 @@ class CopyWriter:
         self, connection: psycopg.Connection[Any], rows: Iterable[TraceRow | Mapping[str, object] | Trace]
     ) -> int:
         """COPY rows into traces, all columns as given; returns their number."""
-        return self._write(connection, TRACES, rows)
+        return self._write(connection, _TRACES, rows)
 
     def write_spans(
         self, connection: psycopg.Connection[Any], rows: Iterable[SpanRow | Mapping[str, object] | TraceSpan]
@@ -60,18 +62,41 @@ class CopyWriter:
             raise rejections.errors[0]
         layout = table.layout(present)
         with translate_errors():
-            return copy_rows(connection, table.name, layout, self._chunks(layout, given))
+            return copy_rows(connection, table.name, layout, self._chunks(table, layout, given))
 
-    def _chunks(self, layout: Layout, rows: Sequence[GivenRow]) -> Iterator[Sequence[WireRow]]:
+    def _chunks(self, table: WriteTable, layout: Layout, rows: Sequence[GivenRow]) -> Iterator[Sequence[WireRow]]:
         for first in range(0, len(rows), CHUNK_ROWS):
             chunk = rows[first : first + CHUNK_ROWS]
             rejections = Rejections()
-            projects = [row.get("project") or self._project for row in chunk]
-            converted = convert_rows(layout, chunk, rejections, ready={"project": projects})
+            ready: dict[str, list[Any]] = {"project": [row.get("project") or self._project for row in chunk]}
+            kept: dict[int, dict[str, Any]] = {}
+            if table is SPANS:
+                ready |= _span_columns(chunk, rejections, kept)
+            converted = convert_rows(layout, chunk, rejections, ready=ready, kept=kept)
             if rejections.errors:
                 raise rejections.errors[0]
             yield [row for row in converted if row is not None]
 
 
+def _span_columns(
+    rows: Sequence[GivenRow], rejections: Rejections, kept: dict[int, dict[str, Any]]
+) -> dict[str, list[Any]]:
+    failed: dict[int, str] = {}
+    times = {
+        name: convert_column(SPANS.columns[SPANS.index[name]], [row.get(name) for row in rows], failed, kept)
+        for name in ("start_time", "end_time")
+    }
+    for place, reason in failed.items():
+        rejections.add(rows[place], reason)
+    return times | computed_columns(rows, times["start_time"], times["end_time"], kept)
+
+
+# An upsert computes the duration, bare COPY takes it as given.
+_TRACES: Final = WriteTable(
+    TRACES.name,
+    (*TRACES.columns, Column("duration_us", SPANS.columns[SPANS.index["duration_us"]].kind)),
+    TRACES.key,
+    TRACES.order,
+)
 # Filled in by the server.
-_SERVER_COLUMNS: Final[frozenset[str]] = frozenset({"created_at", "updated_at", "duration_us"})
+_SERVER_COLUMNS: Final[frozenset[str]] = frozenset({"created_at", "updated_at"})

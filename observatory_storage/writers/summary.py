@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
-from observatory_storage.writers.convert import GivenRow, Rejections, WireRow, convert_rows
+from observatory_storage.writers.convert import GivenRow, Rejections, WireRow, convert_rows, known_rows
 from observatory_storage.writers.tables import SPANS, TRACES
 
 _TRACE_ID = SPANS.index["trace_id"]
@@ -170,7 +170,7 @@ _NOTHING: Final[dict[str, Any]] = {
 def own_traces(rows: Sequence[GivenRow], project: str, rejections: Rejections) -> dict[bytes, WireRow]:
     """Convert traces as callers give them, by id; of several for one trace the last one holds."""
     prepared = []
-    for row in rows:
+    for row in known_rows(rows, _KNOWN, rejections)[0]:
         status = row.get("status")
         prepared.append(
             {
@@ -184,7 +184,7 @@ def own_traces(rows: Sequence[GivenRow], project: str, rejections: Rejections) -
     return {row[0]: row for row in converted if row is not None}
 
 
-# What a caller may say of a trace; the rest is computed from its spans.
+# What a caller may say of a trace; the rest is computed from its spans, and left out of what is given.
 _GIVEN: Final = frozenset(
     {
         "id",
@@ -201,6 +201,9 @@ _GIVEN: Final = frozenset(
         "attributes",
     }
 )
+
+
+_KNOWN: Final = frozenset(TRACES.names) | {"duration_us", "created_at", "updated_at"}
 
 
 def _rank(row: WireRow) -> tuple[bool, int, bytes]:

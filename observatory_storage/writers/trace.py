@@ -161,10 +161,14 @@ class TraceWriter:
         self._buffer.wake()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
-        # A row that slipped in between the flush and the end is not left behind.
-        with self._flushing:
-            while len(self._buffer):
-                self._write_batch()
+        try:
+            # A row that another thread put in meanwhile is not left behind.
+            self.flush()
+        except WriteError:
+            self._closed = False
+            self._stop.clear()
+            self._thread = None
+            raise
         background.unregister(self)
 
     def buffer_stats(self) -> BufferStats:

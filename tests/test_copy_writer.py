@@ -1,0 +1,72 @@
+"""CopyWriter: COPY and nothing else."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+
+from observatory_storage.errors import IntegrityError, RejectedRowError
+from observatory_storage.models import Trace, TraceSpan
+from observatory_storage.pool import StoragePool
+from observatory_storage.writers import CopyWriter, TraceWriter, WriteMethod, WriterConfig
+from tests.telemetry import NOW, count, make_spans, stored
+
+
+def bare(spans: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Spans without what is no column."""
+    return [{name: value for name, value in span.items() if name not in ("events", "resource")} for span in spans]
+
+
+@pytest.mark.every_server
+def test_rows_are_those_of_the_trace_writer(pool: StoragePool, database_url: str) -> None:
+    spans = bare(make_spans(traces=30, spans=10))
+    with pool.raw_connection() as connection:
+        assert CopyWriter().write_spans(connection, spans) == 300
+        assert count(database_url, "trace_spans") == 0
+        connection.commit()
+    by_copy = stored(database_url)["trace_spans"]
+    with pool.raw_connection() as connection:
+        connection.execute("TRUNCATE trace_spans")
+        connection.commit()
+    with TraceWriter(pool, WriterConfig(method=WriteMethod.INSERT)) as writer:
+        writer.write_spans(spans)
+    assert stored(database_url)["trace_spans"] == by_copy
+
+
+def test_it_makes_no_traces_and_a_duplicate_raises(pool: StoragePool, database_url: str) -> None:
+    spans = bare(make_spans(traces=2))
+    with pool.raw_connection() as connection:
+        CopyWriter().write_spans(connection, spans)
+        connection.commit()
+        with pytest.raises(IntegrityError) as raised:
+            CopyWriter().write_spans(connection, [spans[3]])
+        connection.rollback()
+    assert raised.value.sqlstate == "23505"
+    assert (count(database_url, "trace_spans"), count(database_url, "traces")) == (len(spans), 0)
+
+
+def test_traces_events_and_models_are_written_as_given(pool: StoragePool, database_url: str) -> None:
+    key = uuid.uuid4()
+    copy = CopyWriter(project="mine")
+    with pool.raw_connection() as connection:
+        assert copy.write_traces(connection, [Trace(id=key, name="t", span_count=7, duration_us=5)]) == 1
+        assert copy.write_spans(connection, [TraceSpan(trace_id=key, span_id="01" * 8, start_time=NOW)]) == 1
+        event = {"trace_id": key, "span_id": "01" * 8, "span_start_time": NOW, "event_index": 0, "timestamp": NOW}
+        assert copy.write_events(connection, [event]) == 1
+        assert copy.write_events(connection, []) == 0
+        connection.commit()
+    tables = stored(database_url)
+    assert (tables["traces"][0]["span_count"], tables["traces"][0]["project"]) == (7, "mine")
+    assert tables["traces"][0]["duration_us"] == 5
+    assert tables["trace_events"][0]["trace_id"] == key
+
+
+@pytest.mark.parametrize("bad", [{"trace_id": b""}, {"events": []}, {"start_time": None}])
+def test_a_row_that_cannot_be_written_raises_with_its_reason(pool: StoragePool, bad: dict[str, Any]) -> None:
+    spans = bare(make_spans(traces=1))
+    with pool.raw_connection() as connection, pytest.raises(RejectedRowError) as raised:
+        CopyWriter().write_spans(connection, [*spans[:3], {**spans[3], **bad}])
+    assert next(iter(bad)) in raised.value.reason
+    assert raised.value.row is not None
