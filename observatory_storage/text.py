@@ -30,7 +30,7 @@ def encode_json(value: Any) -> bytes:
 
     Values and keys are repaired as `repair_text` does, by walking them: replacing the six characters
     of an escape in the encoded form would corrupt text that legitimately holds a backslash and u0000.
-    Integers past 64 bits become text, bytes URL-safe base64 text, and what JSON has no form for becomes its
+    Integers past 64 bits become text, bytes base64 text, and what JSON has no form for becomes its
     `str()`. Raises RecursionError for a value that is nested deeper than Python's recursion limit.
     """
     try:
@@ -61,7 +61,7 @@ def repair_json(value: Any) -> Any:
             repair_text(key if isinstance(key, str) else str(key)): repair_json(item) for key, item in value.items()
         }
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return base64.urlsafe_b64encode(value).decode("ascii")
+        return base64.b64encode(value).decode("ascii")
     if isinstance(value, Iterable):
         return [repair_json(item) for item in value]
     return repair_text(str(value))

@@ -1,0 +1,208 @@
+"""Build span rows from the parts that the protobuf and the JSON reader find: one builder for both."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, cast
+
+from observatory_storage.errors import RejectedRowError
+from observatory_storage.identity import resolve_span_id, trace_id_bytes
+from observatory_storage.models.rows import EventRow, ResourceRow, SpanRow
+from observatory_storage.models.trace import SPAN_KINDS, STATUSES
+from observatory_storage.otlp.columns import fill_columns
+from observatory_storage.otlp.conventions import (
+    ENVIRONMENT_KEYS,
+    FIRST_TOKEN_EVENTS,
+    PROJECT_KEYS,
+    SERVICE_NAME,
+)
+from observatory_storage.otlp.facts import text
+
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MAX_NANOSECONDS: Final = 253_402_300_800 * 10**9  # the year 10000
+_NO_TRACE: Final = bytes(16)
+_NO_SPAN: Final = bytes(8)
+
+
+class Event(NamedTuple):
+    """An event as it was sent."""
+
+    time_unix_nano: int
+    name: str
+    attributes: dict[str, Any]
+    dropped_attributes_count: int
+
+
+class Link(NamedTuple):
+    """A link as it was sent; ids are hex digits."""
+
+    trace_id: str
+    span_id: str
+    trace_state: str
+    attributes: dict[str, Any]
+    dropped_attributes_count: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What all spans of one resource and scope share: their resource and the columns that come from both."""
+
+    columns: Mapping[str, Any]
+
+
+def resource_row(attributes: dict[str, Any], schema_url: str, dropped_attributes_count: int) -> ResourceRow:
+    """Build the row of a resource; every span of it refers to this one object.
+
+    What has no column of its own is kept among the attributes, under names that begin with `otel.resource.`.
+    """
+    if dropped_attributes_count:
+        attributes["otel.resource.dropped_attributes_count"] = dropped_attributes_count
+    row = ResourceRow(
+        service_name=text(attributes.get(SERVICE_NAME)), schema_url=schema_url or None, attributes=attributes
+    )
+    project = _first_text(attributes, PROJECT_KEYS)
+    if project is not None:
+        row["project"] = project
+    return row
+
+
+def scope_of(
+    resource: ResourceRow,
+    name: str,
+    version: str,
+    attributes: dict[str, Any],
+    schema_url: str,
+    dropped_attributes_count: int,
+) -> Scope:
+    """Combine a resource with an instrumentation scope.
+
+    A scope's schema URL and its count of dropped attributes are kept among the scope's attributes, as
+    `otel.scope.schema_url` and `otel.scope.dropped_attributes_count`.
+    """
+    if schema_url:
+        attributes["otel.scope.schema_url"] = schema_url
+    if dropped_attributes_count:
+        attributes["otel.scope.dropped_attributes_count"] = dropped_attributes_count
+    columns: dict[str, Any] = {
+        "resource": resource,
+        "service_name": resource["service_name"],
+        "environment": _first_text(resource["attributes"], ENVIRONMENT_KEYS),
+        "scope_name": name or None,
+        "scope_version": version or None,
+        "scope_attributes": attributes or None,
+    }
+    if "project" in resource:
+        columns["project"] = resource["project"]
+    return Scope(columns)
+
+
+def span_row(
+    scope: Scope,
+    *,
+    trace_id: bytes,
+    span_id: bytes,
+    parent_span_id: bytes,
+    name: str,
+    kind: int,
+    start_time_unix_nano: int,
+    end_time_unix_nano: int,
+    attributes: dict[str, Any],
+    events: Sequence[Event],
+    links: Sequence[Link],
+    status_code: int,
+    status_message: str,
+    trace_state: str,
+    flags: int,
+    dropped_attributes_count: int,
+    dropped_events_count: int,
+    dropped_links_count: int,
+) -> SpanRow:
+    """Build the row of one span.
+
+    Zero, empty text and empty lists mean that the client sent nothing, and become null. Times are floored
+    to microseconds; a missing start is the end, else the time of the first event that has one, else the
+    epoch; a missing end is null; a missing event time is the span's start. The clock is never asked.
+    Raises RejectedRowError for ids and times that cannot be stored.
+    """
+    if len(trace_id) != 16 or trace_id == _NO_TRACE:
+        trace_id_bytes(trace_id)
+    if len(span_id) != 8 or span_id == _NO_SPAN:
+        resolve_span_id(span_id)
+    if parent_span_id == _NO_SPAN:
+        parent_span_id = b""
+    elif parent_span_id and len(parent_span_id) != 8:
+        resolve_span_id(parent_span_id, "parent_span_id")
+    start = start_time_unix_nano or end_time_unix_nano
+    if not start:
+        start = next((event.time_unix_nano for event in events if event.time_unix_nano), 0)
+    start_time = _time(start, "start time")
+    row: dict[str, Any] = {
+        **scope.columns,
+        "trace_id": trace_id,
+        "span_id": span_id,
+        "parent_span_id": parent_span_id or None,
+        "name": name,
+        "kind": SPAN_KINDS[kind] if 0 <= kind < len(SPAN_KINDS) else SPAN_KINDS[0],
+        "start_time": start_time,
+        "status": STATUSES[status_code] if 0 <= status_code < len(STATUSES) else STATUSES[0],
+        "attributes": attributes,
+        "events": (),
+    }
+    if end_time_unix_nano:
+        row["end_time"] = _time(end_time_unix_nano, "end time")
+        row["duration_us"] = max(0, end_time_unix_nano // 1000 - start // 1000)
+    if status_message:
+        row["status_message"] = status_message
+    if trace_state:
+        row["trace_state"] = trace_state
+    if flags:
+        row["flags"] = flags
+    if dropped_attributes_count:
+        row["dropped_attributes_count"] = dropped_attributes_count
+    if dropped_events_count:
+        row["dropped_events_count"] = dropped_events_count
+    if dropped_links_count:
+        row["dropped_links_count"] = dropped_links_count
+    first_token = None
+    if events:
+        row["events"] = rows = [_event_row(event, start_time) for event in events]
+        first_token = next((event["timestamp"] for event in rows if event["name"] in FIRST_TOKEN_EVENTS), None)
+    if links:
+        row["links"] = [_link_object(link) for link in links]
+    fill_columns(row, attributes, first_token)
+    return cast("SpanRow", row)
+
+
+def _event_row(event: Event, start_time: dt.datetime) -> EventRow:
+    row = EventRow(
+        timestamp=_time(event.time_unix_nano, "event time") if event.time_unix_nano else start_time,
+        name=event.name,
+        attributes=event.attributes,
+    )
+    if event.dropped_attributes_count:
+        row["dropped_attributes_count"] = event.dropped_attributes_count
+    return row
+
+
+def _link_object(link: Link) -> dict[str, Any]:
+    required = {"trace_id": link.trace_id, "span_id": link.span_id}
+    optional = {
+        "trace_state": link.trace_state,
+        "attributes": link.attributes,
+        "dropped_attributes_count": link.dropped_attributes_count,
+        "flags": link.flags,
+    }
+    return required | {name: value for name, value in optional.items() if value}
+
+
+def _time(nanoseconds: int, what: str) -> dt.datetime:
+    if not 0 <= nanoseconds < _MAX_NANOSECONDS:
+        raise RejectedRowError(f"the {what} lies {'before 1970' if nanoseconds < 0 else 'after the year 9999'}")
+    return _EPOCH + dt.timedelta(microseconds=nanoseconds // 1000)
+
+
+def _first_text(attributes: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    return next((found for key in keys if (found := text(attributes.get(key))) is not None), None)
