@@ -36,7 +36,10 @@ class SpanBatch:
     """The spans of a batch with their events and resources, in the order in which every writer writes.
 
     Duplicates within the batch are folded: of two spans with one key the first stays, unless it has no end
-    and the other has. Rows that cannot be stored go to `rejections`.
+    and the other has. Rows that cannot be stored go to `rejections`, each once. Only keys are converted at
+    once; the rest is converted a chunk at a time, whenever it is sent, and not kept: a batch in wire form
+    would take as much memory as the rows themselves, and memory that is touched anew costs more than the
+    conversion.
     """
 
     def __init__(self, rejections: Rejections) -> None:
@@ -44,11 +47,11 @@ class SpanBatch:
         self.resources: dict[bytes, WireRow] = {}
         self.folded = 0
         self.layout = SPANS.full
-        # Parallel lists, in writing order. Keys are converted at once, the rest when it is sent.
+        # Parallel lists, in writing order.
         self._given: list[GivenRow] = []
         self._keys: dict[str, list[Any]] = {name: [] for name in (*SPANS.key, "end_time", "project", "resource_id")}
         self._kept: dict[int, dict[str, Any]] = {}
-        self._wire: list[WireRow | None] = []
+        self._rejected: set[int] = set()
         self._events: list[WireRow] | None = None
 
     @classmethod
@@ -59,12 +62,12 @@ class SpanBatch:
         return batch
 
     def __len__(self) -> int:
-        return len(self._given)
+        return len(self._given) - len(self._rejected)
 
     @property
-    def trace_ids(self) -> set[bytes]:
-        """The traces that the batch touches."""
-        return set(self._keys["trace_id"])
+    def projects(self) -> dict[bytes, str]:
+        """The traces that the batch touches, with the project that the batch says."""
+        return dict(zip(self._keys["trace_id"], self._keys["project"], strict=True))
 
     @property
     def start_times(self) -> list[int]:
@@ -77,56 +80,69 @@ class SpanBatch:
         return any(row.get("events") for row in self._given)
 
     def chunks(self) -> Iterator[list[WireRow]]:
-        """Convert and yield the rows a chunk at a time; what was converted is kept for another attempt."""
+        """Convert and yield the rows a chunk at a time, without rejected ones."""
         for first in range(0, len(self._given), CHUNK_ROWS):
-            last = min(first + CHUNK_ROWS, len(self._given))
-            if len(self._wire) < last:
-                self._wire.extend(self._convert(len(self._wire), last))
-            yield [row for row in self._wire[first:last] if row is not None]
+            yield self._convert(range(first, min(first + CHUNK_ROWS, len(self._given))))
 
-    def rows(self) -> list[WireRow]:
-        """Return all rows, converted; rejected ones are left out."""
-        return [row for chunk in self.chunks() for row in chunk]
+    def rows(self, places: Sequence[int]) -> list[WireRow]:
+        """Convert and return the rows at some places."""
+        return self._convert(places)
 
     def events(self) -> list[WireRow]:
         """Return the events of all spans of the batch, converted, in writing order."""
         if self._events is None:
-            self.rows()
             self._events = self._convert_events()
         return self._events
 
+    def finished(self) -> dict[bytes, int]:
+        """Return the places of the rows that have an end, by `span_key`."""
+        starts, ends = self._keys["start_time"], self._keys["end_time"]
+        ids = zip(self._keys["trace_id"], self._keys["span_id"], starts, strict=True)
+        return {
+            span_key(key): place
+            for place, key in enumerate(ids)
+            if ends[place] is not None and place not in self._rejected
+        }
+
     def select(self, wanted: Callable[[int], bool]) -> SpanBatch:
-        """Return a batch of the rows at the wanted places; nothing is converted or rejected twice."""
-        self.rows()
-        places = [place for place, row in enumerate(self._wire) if row is not None and wanted(place)]
+        """Return a batch of the rows at the wanted places."""
+        places = [place for place in range(len(self._given)) if place not in self._rejected and wanted(place)]
         part = SpanBatch(self.rejections)
         part.resources = self.resources
         part.layout = self.layout
         part._given = [self._given[place] for place in places]
         part._keys = {name: [column[place] for place in places] for name, column in self._keys.items()}
-        part._wire = [self._wire[place] for place in places]
+        part._kept = {at: self._kept[place] for at, place in enumerate(places) if place in self._kept}
         return part
+
+    def halves(self) -> tuple[SpanBatch, SpanBatch]:
+        """Return two batches, each with half of the rows."""
+        middle = len(self._given) // 2
+        return self.select(lambda place: place < middle), self.select(lambda place: place >= middle)
 
     def without_events(self) -> SpanBatch:
         """Return the same spans without their events."""
         part = self.select(lambda place: True)
-        part._events = []
         part._given = [{**row, "events": ()} for row in part._given]
         return part
 
     def without_traces(self, reasons: Mapping[bytes, str]) -> SpanBatch:
         """Reject the spans of some traces, with the reason of each; return the batch of the others."""
         trace_ids = self._keys["trace_id"]
-        self.rows()
-        for place, row in enumerate(self._wire):
-            if row is not None and trace_ids[place] in reasons:
-                self.rejections.add(self._given[place], reasons[trace_ids[place]])
-        return self.select(lambda place: trace_ids[place] not in reasons)
+        for place, key in enumerate(trace_ids):
+            if key in reasons and place not in self._rejected:
+                self._reject(place, reasons[key])
+        return self.select(lambda place: True)
 
     def reject_all(self, reason: str, sqlstate: str | None) -> None:
         """Reject every row of the batch."""
         for place in range(len(self._given)):
-            self.rejections.add(self._given[place], reason, sqlstate)
+            if place not in self._rejected:
+                self._reject(place, reason, sqlstate)
+
+    def _reject(self, place: int, reason: str, sqlstate: str | None = None) -> None:
+        self._rejected.add(place)
+        self.rejections.add(self._given[place], reason, sqlstate)
 
     def _take(self, rows: Sequence[GivenRow], project: str) -> None:
         known, present = known_rows(rows, _SPAN_KEYS, self.rejections)
@@ -190,34 +206,57 @@ class SpanBatch:
                 "schema_url": schema_url,
                 "attributes": attributes,
             }
-            converted = convert_rows(RESOURCES.full, [row], self.rejections)[0]
-            if converted is None:
+            converted = self.rejections.sift([row], lambda failed: convert_rows(RESOURCES.full, [row], failed))
+            if not converted:
                 return None
-            self.resources[key] = converted
+            self.resources[key] = converted[0]
         return key
 
-    def _convert(self, first: int, last: int) -> list[WireRow | None]:
-        given = self._given[first:last]
-        ready = {name: column[first:last] for name, column in self._keys.items()}
-        kept = {place - first: self._kept[place] for place in range(first, last) if place in self._kept}
+    def _convert(self, places: Sequence[int]) -> list[WireRow]:
+        if self._rejected:
+            places = [place for place in places if place not in self._rejected]
+        given = _at(self._given, places)
+        ready = {name: _at(column, places) for name, column in self._keys.items()}
+        kept = {at: dict(self._kept[place]) for at, place in enumerate(places) if place in self._kept}
         ready.update(computed_columns(given, ready["start_time"], ready["end_time"], kept))
-        return convert_rows(self.layout, given, self.rejections, ready=ready, kept=kept)
+        failed: dict[int, str] = {}
+        rows = convert_rows(self.layout, given, failed, ready=ready, kept=kept)
+        if not failed:
+            return rows
+        for at, reason in failed.items():
+            self._reject(places[at], reason)
+        return [row for at, row in enumerate(rows) if at not in failed]
 
     def _convert_events(self) -> list[WireRow]:
         ready: dict[str, list[Any]] = {name: [] for name in (*EVENTS.key, "project")}
         rows: list[GivenRow] = []
-        for row, wire in zip(self._given, self._wire, strict=True):
+        keys = (self._keys[name] for name in (*SPANS.key, "project"))
+        for place, (row, *key, project) in enumerate(zip(self._given, *keys, strict=True)):
             events = row.get("events")
-            if not events or wire is None:
+            if not events or place in self._rejected:
                 continue
             start_time = _start_of(row)
             for index, event in enumerate(events):
                 if not known_rows([event], _EVENT_KEYS, self.rejections)[0]:
                     continue
                 rows.append(event if event.get("timestamp") is not None else {**event, "timestamp": start_time})
-                for name, value in zip(ready, (*wire[:3], index, wire[3]), strict=True):
+                for name, value in zip(ready, (*key, index, project), strict=True):
                     ready[name].append(value)
-        return [row for row in convert_rows(EVENTS.full, rows, self.rejections, ready=ready) if row is not None]
+        return self.rejections.sift(rows, lambda failed: convert_rows(EVENTS.full, rows, failed, ready=ready))
+
+
+def span_key(row: Sequence[Any]) -> bytes:
+    """Return the key of a span, or of an event's span, as the server computes it.
+
+    Takes what begins with trace id, span id and start.
+    """
+    return b"%b%b%b" % (row[0], row[1], row[2].to_bytes(8, signed=True))
+
+
+def _at(values: list[Any], places: Sequence[int]) -> list[Any]:
+    if isinstance(places, range):
+        return values[places.start : places.stop]
+    return [values[place] for place in places]
 
 
 def computed_columns(
@@ -258,9 +297,8 @@ def loose_events(rows: Sequence[GivenRow], project: str, rejections: Rejections)
             }
         )
     unique: dict[tuple[Any, ...], WireRow] = {}
-    for converted in convert_rows(EVENTS.full, prepared, rejections):
-        if converted is not None:
-            unique.setdefault(converted[: len(EVENTS.key)], converted)
+    for converted in rejections.sift(prepared, lambda failed: convert_rows(EVENTS.full, prepared, failed)):
+        unique.setdefault(converted[: len(EVENTS.key)], converted)
     order = [EVENTS.index[name] for name in EVENTS.order]
     return sorted(unique.values(), key=lambda row: tuple(row[place] for place in order))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy.orm import DeclarativeBase
@@ -29,6 +29,14 @@ class Rejections:
     def add(self, row: GivenRow, reason: str, sqlstate: str | None = None) -> None:
         """Reject one row."""
         self.errors.append(RejectedRowError(reason, row=row, sqlstate=sqlstate))
+
+    def sift(self, rows: Sequence[GivenRow], convert: Callable[[dict[int, str]], list[WireRow]]) -> list[WireRow]:
+        """Convert rows; reject those for which `convert` gives a reason and return the others."""
+        failed: dict[int, str] = {}
+        converted = convert(failed)
+        for at, reason in failed.items():
+            self.add(rows[at], reason)
+        return [row for at, row in enumerate(converted) if at not in failed] if failed else converted
 
 
 def as_mapping(row: object) -> GivenRow:
@@ -78,19 +86,19 @@ def convert_column(
 def convert_rows(
     layout: Layout,
     rows: Sequence[GivenRow],
-    rejections: Rejections,
+    failed: dict[int, str],
     *,
     ready: Mapping[str, list[Any]] | None = None,
     kept: dict[int, dict[str, Any]] | None = None,
-) -> list[WireRow | None]:
-    """Convert rows to tuples in the order of the layout's columns; None stands for a rejected row.
+) -> list[WireRow]:
+    """Convert rows to tuples in the order of the layout's columns.
 
+    `failed` gets the reasons of rows that cannot be stored, by place; their tuples are not to be used.
     `ready` holds columns that are converted already. What a column could not hold, in `kept` and found
     here, is added to the row's attributes as text under `observatory.<column>`.
     """
     kept = {} if kept is None else kept
     ready = {} if ready is None else ready
-    failed: dict[int, str] = {}
     columns: list[list[Any]] = []
     attributes_at: int | None = None
     for place, column in enumerate(layout.columns):
@@ -107,11 +115,7 @@ def convert_rows(
         for at, originals in kept.items():
             values[at] = _with_originals(values[at], originals)
         columns[attributes_at] = convert_column(layout.columns[attributes_at], values, failed, {})
-    converted: list[WireRow | None] = list(zip(*columns, strict=True))
-    for at, reason in failed.items():
-        converted[at] = None
-        rejections.add(rows[at], reason)
-    return converted
+    return list(zip(*columns, strict=True))
 
 
 def known_rows(

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import psycopg
 
-from observatory_storage.errors import translate_errors
+from observatory_storage.errors import RejectedRowError, translate_errors
 from observatory_storage.models import EventRow, SpanRow, Trace, TraceEvent, TraceRow, TraceSpan
 from observatory_storage.writers.batch import CHUNK_ROWS, computed_columns
 from observatory_storage.writers.convert import (
@@ -67,27 +67,24 @@ class CopyWriter:
     def _chunks(self, table: WriteTable, layout: Layout, rows: Sequence[GivenRow]) -> Iterator[Sequence[WireRow]]:
         for first in range(0, len(rows), CHUNK_ROWS):
             chunk = rows[first : first + CHUNK_ROWS]
-            rejections = Rejections()
             ready: dict[str, list[Any]] = {"project": [row.get("project") or self._project for row in chunk]}
+            failed: dict[int, str] = {}
             kept: dict[int, dict[str, Any]] = {}
             if table is SPANS:
-                ready |= _span_columns(chunk, rejections, kept)
-            converted = convert_rows(layout, chunk, rejections, ready=ready, kept=kept)
-            if rejections.errors:
-                raise rejections.errors[0]
-            yield [row for row in converted if row is not None]
+                ready |= _span_columns(chunk, failed, kept)
+            converted = convert_rows(layout, chunk, failed, ready=ready, kept=kept)
+            for at, reason in failed.items():
+                raise RejectedRowError(reason, row=chunk[at])
+            yield converted
 
 
 def _span_columns(
-    rows: Sequence[GivenRow], rejections: Rejections, kept: dict[int, dict[str, Any]]
+    rows: Sequence[GivenRow], failed: dict[int, str], kept: dict[int, dict[str, Any]]
 ) -> dict[str, list[Any]]:
-    failed: dict[int, str] = {}
     times = {
         name: convert_column(SPANS.columns[SPANS.index[name]], [row.get(name) for row in rows], failed, kept)
         for name in ("start_time", "end_time")
     }
-    for place, reason in failed.items():
-        rejections.add(rows[place], reason)
     return times | computed_columns(rows, times["start_time"], times["end_time"], kept)
 
 

@@ -13,7 +13,9 @@ from observatory_storage.writers.tables import Layout, WriteTable
 
 Connection = psycopg.Connection[Any]
 
-# What one INSERT carries: the server builds each array in memory, and no message may exceed 1 GB.
+# What one INSERT carries. More rows a statement gain nothing; the server builds each array in memory, and no
+# message may exceed 1 GB.
+_INSERT_ROWS: Final = 1_000
 _INSERT_BYTES: Final = 32 * 1024 * 1024
 _INSERT_STATEMENTS: Final = {
     "trace_spans": sql.INSERT_SPANS,
@@ -35,17 +37,21 @@ def copy_rows(connection: Connection, table: str, layout: Layout, chunks: Iterab
     return written
 
 
-def merge_rows(connection: Connection, table: WriteTable, layout: Layout, rows: Sequence[WireRow]) -> set[bytes]:
+def merge_rows(
+    connection: Connection, table: WriteTable, layout: Layout, chunks: Iterable[Sequence[WireRow]]
+) -> set[bytes]:
     """Insert the rows that are new, by COPY to a temporary table; return the keys of new ones."""
     connection.execute(sql.create_staging(table, layout))
-    copy_rows(connection, sql.staging_name(table), layout, [rows])
+    copy_rows(connection, sql.staging_name(table), layout, chunks)
     return {row[0] for row in query(connection, sql.merge_staging(table, layout))}
 
 
-def insert_rows(connection: Connection, table: WriteTable, layout: Layout, rows: Sequence[WireRow]) -> set[bytes]:
-    """Insert the rows that are new, by one statement; return the keys of new ones."""
+def insert_rows(
+    connection: Connection, table: WriteTable, layout: Layout, chunks: Iterable[Sequence[WireRow]]
+) -> set[bytes]:
+    """Insert the rows that are new, a statement for every thousand; return the keys of new ones."""
     new: set[bytes] = set()
-    for part in _by_size(layout, rows):
+    for part in _parts(layout, chunks):
         parameters = encode_columns(table, layout, part)
         new.update(row[0] for row in query(connection, _INSERT_STATEMENTS[table.name], parameters))
     return new
@@ -74,13 +80,17 @@ def query(connection: Connection, statement: str, parameters: Sequence[Any] = ()
         return cursor.fetchall() if cursor.description is not None else []
 
 
-def _by_size(layout: Layout, rows: Sequence[WireRow]) -> Iterator[Sequence[WireRow]]:
+def _parts(layout: Layout, chunks: Iterable[Sequence[WireRow]]) -> Iterator[Sequence[WireRow]]:
+    """Yield what one statement each carries: enough rows, or enough bytes."""
     wide = [place for place, name in enumerate(layout.names) if name in ("input", "output", "attributes")]
-    first = size = 0
-    for place, row in enumerate(rows):
-        size += sum(len(row[at]) for at in wide if row[at] is not None)
-        if size > _INSERT_BYTES and place > first:
-            yield rows[first:place]
-            first, size = place, 0
-    if first < len(rows):
-        yield rows[first:]
+    part: list[WireRow] = []
+    size = 0
+    for chunk in chunks:
+        for row in chunk:
+            part.append(row)
+            size += sum(len(row[at]) for at in wide if row[at] is not None)
+            if len(part) >= _INSERT_ROWS or size >= _INSERT_BYTES:
+                yield part
+                part, size = [], 0
+    if part:
+        yield part

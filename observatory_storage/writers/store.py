@@ -228,9 +228,8 @@ def _halves(batch: Batch, error: StorageError) -> Iterator[Batch]:
         yield Batch(batch.spans, [], {})
         yield Batch(nothing, batch.events, batch.traces)
     elif rows > 1:
-        middle = rows // 2
-        yield Batch(batch.spans.select(lambda place: place < middle), [], {})
-        yield Batch(batch.spans.select(lambda place: place >= middle), [], {})
+        for spans in batch.spans.halves():
+            yield Batch(spans, [], {})
     elif rows and batch.spans.has_events:
         # The span, or one of its events: events can be written by themselves.
         events = batch.spans.events()

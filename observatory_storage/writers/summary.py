@@ -180,8 +180,8 @@ def own_traces(rows: Sequence[GivenRow], project: str, rejections: Rejections) -
                 "own_attributes": row.get("attributes") is not None,
             }
         )
-    converted = convert_rows(TRACES.full, prepared, rejections)
-    return {row[0]: row for row in converted if row is not None}
+    converted = rejections.sift(prepared, lambda failed: convert_rows(TRACES.full, prepared, failed))
+    return {row[0]: row for row in converted}
 
 
 # What a caller may say of a trace; the rest is computed from its spans, and left out of what is given.

@@ -23,7 +23,7 @@ import psycopg
 
 from observatory_storage.errors import is_duplicate
 from observatory_storage.writers import sql, wire
-from observatory_storage.writers.batch import LOOSE_EVENTS, SpanBatch
+from observatory_storage.writers.batch import LOOSE_EVENTS, SpanBatch, span_key
 from observatory_storage.writers.convert import WireRow
 from observatory_storage.writers.rows import (
     Connection,
@@ -37,8 +37,9 @@ from observatory_storage.writers.summary import TraceDeltas
 from observatory_storage.writers.tables import EVENTS, RESOURCES, SPANS, TRACES
 
 _KEY_WIDTH: Final = len(SPANS.key)
-_END: Final = SPANS.index["end_time"]
+_START: Final = SPANS.index["start_time"]
 _PROJECT: Final = SPANS.index["project"]
+_EVENT_PROJECT: Final = EVENTS.index["project"]
 
 
 class ForeignTraceError(Exception):
@@ -99,58 +100,55 @@ class BatchTransaction:
         self._connection.execute(sql.BEGIN_BATCH.format(lock_timeout_ms=self._lock_timeout_ms).encode())
         self._write_resources(batch.spans.resources)
         deltas = TraceDeltas()
-        open_keys = self._write_spans(batch, deltas)
+        candidates = self._write_spans(batch.spans, deltas)
         self._insert_events(batch.events)
-        locked = {key[:16]: row[_PROJECT] for key, row in open_keys.items()}
+        projects = batch.spans.projects
+        locked = {key[:16]: projects[key[:16]] for key in candidates}
         for event in batch.events:
-            locked.setdefault(event[0], event[EVENTS.index["project"]])
+            locked.setdefault(event[0], event[_EVENT_PROJECT])
         self._upsert_traces(deltas.rows(batch.traces, locked))
-        if open_keys:
-            self._replace(batch, open_keys)
+        if candidates:
+            self._replace(batch.spans, candidates)
         self._outcome.traces_written = len(batch.traces)
         return self._outcome
 
     def _write_resources(self, resources: Mapping[bytes, WireRow]) -> None:
         new = sorted(key for key in resources if key not in self._known_resources)
         if new:
-            insert_rows(self._connection, RESOURCES, RESOURCES.full, [resources[key] for key in new])
+            insert_rows(self._connection, RESOURCES, RESOURCES.full, [[resources[key] for key in new]])
             self._outcome.resources = new
 
-    def _write_spans(self, batch: Batch, deltas: TraceDeltas) -> dict[bytes, WireRow]:
-        """Insert what is new; return the rows that may replace an open version, by key."""
-        spans = batch.spans
+    def _write_spans(self, spans: SpanBatch, deltas: TraceDeltas) -> dict[bytes, int]:
+        """Insert what is new; return the places of rows that may replace an open version, by key."""
         if not len(spans):
             return {}
         if self._by_copy and not self._expect_duplicates and self._copy_all(spans, deltas):
             self._copy_events(spans.events())
             return {}
-        rows = spans.rows()
-        self._refuse_foreign({row[0]: row[_PROJECT] for row in rows})
-        new = (merge_rows if self._by_copy else insert_rows)(self._connection, SPANS, spans.layout, rows)
+        self._refuse_foreign(spans.projects)
+        insert = merge_rows if self._by_copy else insert_rows
+        new = insert(self._connection, SPANS, spans.layout, _summed(spans, deltas))
         self._outcome.spans_written = len(new)
-        self._outcome.spans_duplicate = len(rows) - len(new) + spans.folded
-        self._outcome.met_duplicates = len(new) < len(rows)
-        if len(new) == len(rows):
-            deltas.add(rows)
+        self._outcome.spans_duplicate = len(spans) - len(new) + spans.folded
+        self._outcome.met_duplicates = len(new) < len(spans)
+        if not self._outcome.met_duplicates:
             self._copy_events(spans.events())
             return {}
-        inserted = [row for row in rows if span_key(row) in new]
-        deltas.add(inserted)
-        self._copy_events([event for event in spans.events() if span_key(event) in new])
-        finished = {key: row for row in rows if row[_END] is not None and (key := span_key(row)) not in new}
-        return self._open_among(finished, spans)
+        deltas.clear()
+        if new:
+            for chunk in spans.chunks():
+                deltas.add(row for row in chunk if span_key(row) in new)
+            self._copy_events([event for event in spans.events() if span_key(event) in new])
+        finished = {key: place for key, place in spans.finished().items() if key not in new}
+        return self._open_among(finished, spans.start_times)
 
     def _copy_all(self, spans: SpanBatch, deltas: TraceDeltas) -> bool:
         """COPY straight into the table; false where a duplicate is met, with nothing written."""
-
-        def chunks() -> Iterator[Sequence[WireRow]]:
-            for chunk in spans.chunks():
-                yield chunk
-                deltas.add(chunk)
-
         try:
             with self._connection.transaction():
-                self._outcome.spans_written = copy_rows(self._connection, SPANS.name, spans.layout, chunks())
+                self._outcome.spans_written = copy_rows(
+                    self._connection, SPANS.name, spans.layout, _summed(spans, deltas)
+                )
         except psycopg.Error as error:
             if not is_duplicate(error):
                 raise
@@ -173,19 +171,19 @@ class BatchTransaction:
 
     def _insert_events(self, events: Sequence[WireRow]) -> None:
         if events:
-            self._outcome.events_written += len(insert_rows(self._connection, EVENTS, EVENTS.full, events))
+            self._outcome.events_written += len(insert_rows(self._connection, EVENTS, EVENTS.full, [events]))
 
     def _refuse_foreign(self, projects: Mapping[bytes, str]) -> None:
         found = query(self._connection, sql.FOREIGN_TRACES, _pairs(projects))
         if found:
             raise ForeignTraceError({bytes(key): project for key, project in found})
 
-    def _open_among(self, finished: Mapping[bytes, WireRow], spans: SpanBatch) -> dict[bytes, WireRow]:
+    def _open_among(self, finished: Mapping[bytes, int], start_times: Sequence[int]) -> dict[bytes, int]:
         if not finished:
             return {}
-        trace_ids = sorted({row[0] for row in finished.values()})
-        found = query(self._connection, sql.OPEN_SPANS, [_uuids(trace_ids), *_span_of_time(spans.start_times)])
-        return {key: finished[key] for key in sorted(bytes(row[0]) for row in found) if key in finished}
+        trace_ids = sorted({key[:16] for key in finished})
+        found = query(self._connection, sql.OPEN_SPANS, [_uuids(trace_ids), *_span_of_time(start_times)])
+        return {key: finished[key] for key in map(bytes, (row[0] for row in found)) if key in finished}
 
     def _upsert_traces(self, rows: Sequence[WireRow]) -> None:
         if not rows:
@@ -198,29 +196,28 @@ class BatchTransaction:
             # Their rows changed hands in between; the batch is tried again from the start.
             raise ForeignTraceError({})
 
-    def _replace(self, batch: Batch, candidates: Mapping[bytes, WireRow]) -> None:
-        rows = sorted(candidates.values(), key=lambda row: (row[2], row[0], row[1]))
-        keys = _span_keys(rows)
-        bounds = _span_of_time([row[2] for row in rows])
-        taken = {bytes(row[0]) for row in query(self._connection, sql.DELETE_OPEN_SPANS, [*keys, *bounds])}
+    def _replace(self, spans: SpanBatch, candidates: Mapping[bytes, int]) -> None:
+        rows = spans.rows(sorted(candidates.values()))
+        bounds = _span_of_time([row[_START] for row in rows])
+        parameters = [*_span_keys(rows), *bounds]
+        taken = {bytes(row[0]) for row in query(self._connection, sql.DELETE_OPEN_SPANS, parameters)}
         replaced = [row for row in rows if span_key(row) in taken]
         if not replaced:
             return
-        insert_rows(self._connection, SPANS, batch.spans.layout, replaced)
+        insert_rows(self._connection, SPANS, spans.layout, [replaced])
         query(self._connection, sql.DELETE_EVENTS, [*_span_keys(replaced), LOOSE_EVENTS, *bounds])
-        events = [event for event in batch.spans.events() if span_key(event) in taken]
-        if events:
-            insert_rows(self._connection, EVENTS, EVENTS.full, events)
+        self._insert_events([event for event in spans.events() if span_key(event) in taken])
         trace_ids = _uuids(sorted({row[0] for row in replaced}))
         query(self._connection, sql.RECOMPUTE_TRACES, [dt.datetime.now(dt.UTC), trace_ids, trace_ids])
         self._outcome.spans_replaced = len(replaced)
         self._outcome.spans_duplicate -= len(replaced)
-        self._outcome.events_written += len(events)
 
 
-def span_key(row: WireRow) -> bytes:
-    """Return the key of a span, or of an event's span, as the server computes it."""
-    return b"%b%b%b" % (row[0], row[1], row[2].to_bytes(8, signed=True))
+def _summed(spans: SpanBatch, deltas: TraceDeltas) -> Iterator[Sequence[WireRow]]:
+    """Yield the spans' chunks, each added to the deltas while the server works on it."""
+    for chunk in spans.chunks():
+        yield chunk
+        deltas.add(chunk)
 
 
 def _uuids(keys: Sequence[bytes]) -> wire.BinaryValue:
