@@ -16,9 +16,7 @@ class StorageError(Exception):
     `str(error)` is one plain sentence; facts stand in attributes. All of them can be pickled.
     """
 
-    def __init__(
-        self, message: str, *, sqlstate: str | None = None, constraint_name: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, sqlstate: str | None = None, constraint_name: str | None = None) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
         self.constraint_name = constraint_name
@@ -68,15 +66,20 @@ class WriteError(StorageError):
 
 
 class BufferFullError(WriteError):
-    """The buffer stayed full for as long as the writer was told to wait; the row was not taken."""
+    """The buffer stayed full for as long as the writer was told to wait.
+
+    `taken` counts the rows of the call that are in the buffer; those after them were not taken.
+    """
+
+    def __init__(self, message: str, *, taken: int = 0, unwritten: int = 0) -> None:
+        super().__init__(message, unwritten=unwritten)
+        self.taken = taken
 
 
 class RejectedRowError(StorageError):
     """One row that cannot be stored; `row` is what was given, `reason` says why."""
 
-    def __init__(
-        self, reason: str, *, row: Mapping[str, Any] | None = None, sqlstate: str | None = None
-    ) -> None:
+    def __init__(self, reason: str, *, row: Mapping[str, Any] | None = None, sqlstate: str | None = None) -> None:
         super().__init__(reason, sqlstate=sqlstate)
         self.row = row
 
@@ -109,7 +112,9 @@ def is_transient(error: BaseException) -> bool:
         return isinstance(error, UnavailableError)
     if cause.sqlstate is None:
         return isinstance(cause, psycopg.OperationalError)
-    return cause.sqlstate.startswith(_TRANSIENT_CLASSES) or cause.sqlstate in _TRANSIENT_STATES
+    return (
+        cause.sqlstate.startswith(_TRANSIENT_CLASSES) or cause.sqlstate in _TRANSIENT_STATES or _lost_its_place(cause)
+    )
 
 
 def blames_a_row(error: BaseException) -> bool:
@@ -119,9 +124,9 @@ def blames_a_row(error: BaseException) -> bool:
         return False
     if cause.sqlstate is None:
         return isinstance(cause, (psycopg.DataError, psycopg.ProgrammingError, psycopg.NotSupportedError))
-    return cause.sqlstate.startswith(_ROW_CLASSES) or (
-        cause.sqlstate.startswith("23") and cause.sqlstate != "23505"
-    )
+    if cause.sqlstate.startswith("23"):
+        return cause.sqlstate != "23505" and not _lost_its_place(cause)
+    return cause.sqlstate.startswith(_ROW_CLASSES)
 
 
 def is_duplicate(error: BaseException) -> bool:
@@ -149,15 +154,23 @@ def translate_errors() -> Iterator[None]:
 
 
 def describe(error: BaseException) -> str:
-    """Give the server's own reason as one line: its message, its detail and its SQLSTATE.
+    """Give the server's own reason as one line: its message and its SQLSTATE.
 
-    Never includes the statement or its parameters, which can hold prompts or secrets.
+    Never the detail, the statement or its parameters, which can hold prompts or secrets.
     """
     cause = _driver_error(error)
     if cause is None:
         return " ".join(str(error).split())
     message = cause.diag.message_primary or " ".join(str(cause).split()) or type(cause).__name__
     return f"{message} (SQLSTATE {cause.sqlstate})" if cause.sqlstate else message
+
+
+def _lost_its_place(error: psycopg.Error) -> bool:
+    """Tell whether a row's partition was attached while the row waited to go into DEFAULT.
+
+    PostgreSQL says 23514, as for a CHECK, but names no constraint.
+    """
+    return error.sqlstate == "23514" and not error.diag.constraint_name
 
 
 def _driver_error(error: BaseException) -> psycopg.Error | None:

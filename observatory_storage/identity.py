@@ -35,25 +35,25 @@ def resolve_trace_id(value: uuid.UUID | bytes | str) -> uuid.UUID:
     return uuid.UUID(bytes=trace_id_bytes(value))
 
 
-def trace_id_bytes(value: uuid.UUID | bytes | str) -> bytes:
-    """Return what `resolve_trace_id` does as the 16 bytes that are stored."""
+def trace_id_bytes(value: uuid.UUID | bytes | str, what: str = "trace_id") -> bytes:
+    """Return what `resolve_trace_id` does as the 16 bytes that are stored; errors call it `what`."""
     if isinstance(value, bytes):
         key = value
     elif isinstance(value, uuid.UUID):
         key = value.bytes
     elif isinstance(value, str):
         if not value:
-            raise RejectedRowError("trace_id is empty")
+            raise RejectedRowError(f"{what} is empty")
         if is_hex_trace_id(value):
             key = bytes.fromhex(value.replace("-", ""))
         else:
             key = uuid.uuid5(TRACE_NAMESPACE, repair_text(value)).bytes
     else:
-        raise RejectedRowError(f"trace_id is {_kind(value)}; it may be a UUID, 16 bytes or text")
+        raise RejectedRowError(f"{what} is {_kind(value)}; it may be a UUID, 16 bytes or text")
     if len(key) != 16:
-        raise RejectedRowError(f"trace_id has {len(key)} bytes; it must have 16")
+        raise RejectedRowError(f"{what} has {len(key)} bytes; it must have 16")
     if key == _NO_TRACE:
-        raise RejectedRowError("trace_id is all zeros, which OpenTelemetry defines as invalid")
+        raise RejectedRowError(f"{what} is all zeros, which OpenTelemetry defines as invalid")
     return key
 
 

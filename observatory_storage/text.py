@@ -7,6 +7,7 @@ numbers, which JSON lacks, become null.
 from __future__ import annotations
 
 import base64
+import enum
 import json
 import math
 import re
@@ -17,7 +18,8 @@ import orjson
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 NUL_ESCAPE: Final = b"\\u0000"
-_INT64 = range(-(2**63), 2**63)
+# As orjson has them: signed and unsigned.
+_INT64 = range(-(2**63), 2**64)
 
 
 def repair_text(text: str) -> str:
@@ -50,23 +52,33 @@ def repair_json(value: Any) -> Any:
     """Return a copy of a JSON-like value that `encode_json` can encode; integers past 64 bits become text."""
     if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, enum.Enum):
+        return repair_json(value.value)
     if isinstance(value, str):
         return repair_text(value)
     if isinstance(value, int):
-        return int(value) if value in _INT64 else _digits(value)
+        return int(value) if value in _INT64 else digits(value)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {
-            repair_text(key if isinstance(key, str) else str(key)): repair_json(item) for key, item in value.items()
-        }
+        repaired: dict[str, Any] = {}
+        for key, item in value.items():
+            name = repair_text(key if isinstance(key, str) else str(key))
+            while name in repaired:  # two keys that were different before
+                name += "\ufffd"
+            repaired[name] = repair_json(item)
+        return repaired
     if isinstance(value, (bytes, bytearray, memoryview)):
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, Iterable):
         return [repair_json(item) for item in value]
-    return repair_text(str(value))
+    try:
+        # Times, UUIDs and dataclasses, in the form that they have when nothing needs repair.
+        return repair_json(orjson.loads(orjson.dumps(value)))
+    except orjson.JSONEncodeError:
+        return repair_text(str(value))
 
 
-def _digits(value: int) -> str:
-    # str() refuses integers of more than 4,300 digits, hex() none.
+def digits(value: int) -> str:
+    """Return an integer as text, in hexadecimal where `str()` refuses it (past 4,300 digits)."""
     return str(value) if value.bit_length() < 14_000 else hex(value)

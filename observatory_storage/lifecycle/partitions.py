@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import random
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -19,14 +20,15 @@ from psycopg import sql
 from psycopg.rows import dict_row
 from sqlalchemy import Table
 
-from observatory_storage.errors import StorageError, describe, translate_errors
+from observatory_storage.errors import StorageError, UnavailableError, describe, translate_errors
 from observatory_storage.lifecycle import sql as statements
 
 _log = logging.getLogger(__name__)
 
 _ONE_DAY: Final = dt.timedelta(days=1)
-# Attempts to make one partition before its rows go to DEFAULT. Each waits two seconds at most.
-_ATTEMPTS: Final = 3
+# Attempts to get the lock on DEFAULT before rows go there; each waits a quarter of a second, because readers
+# and writers of DEFAULT queue behind whoever waits.
+_ATTEMPTS: Final = 5
 # More rows than this are moved out of DEFAULT by maintenance, not by a writer that wants to go on: moving
 # them holds the lock on DEFAULT for about 10 µs a row.
 _MOVE_LIMIT: Final = 20_000
@@ -46,20 +48,21 @@ class ConnectionSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """A partition; `lower` (inclusive) and `upper` (exclusive) are None for DEFAULT."""
+    """A partition; `lower` (inclusive) and `upper` (exclusive) are None where it has no such bound.
+
+    The DEFAULT partition (`is_default`) takes what has no other place.
+    """
 
     name: str
+    is_default: bool
     lower: dt.datetime | None
     upper: dt.datetime | None
 
-    @property
-    def is_default(self) -> bool:
-        """Tell whether this is the DEFAULT partition, which takes what has no other place."""
-        return self.lower is None
-
     def overlaps(self, lower: dt.datetime, upper: dt.datetime) -> bool:
         """Tell whether the partition holds any time of the half-open range."""
-        return self.lower is not None and self.upper is not None and self.lower < upper and lower < self.upper
+        if self.is_default:
+            return False
+        return (self.lower is None or self.lower < upper) and (self.upper is None or lower < self.upper)
 
 
 class PartitionManager:
@@ -81,9 +84,9 @@ class PartitionManager:
         """Make the partitions of these UTC days that do not exist; return the days that have none now.
 
         Works in transactions of its own, one a table, and commits. Makes `at_most` new partitions, those of
-        the latest days. A day that could not be had, because
-        the lock on DEFAULT was not granted or DEFAULT holds many rows of that day, is no error: its rows
-        land in DEFAULT. Raises UnavailableError where the server cannot be reached.
+        the latest days. A day that could not be had is no error, its rows land in DEFAULT: the lock on
+        DEFAULT was not granted, DEFAULT holds many rows of that day, or the role may make no tables. Raises
+        UnavailableError where the server cannot be reached.
         """
         with self._lock:
             known = self._known.setdefault(table.name, set())
@@ -111,8 +114,7 @@ class PartitionManager:
                     connection.commit()
                     return left
             except StorageError as error:
-                # 42P07: another maintainer, on another node or of an older release, was first.
-                if error.sqlstate not in _RETRIED:
+                if isinstance(error, UnavailableError) and error.sqlstate not in _RETRIED:
                     raise
                 _log.info(
                     "making partitions of %s, attempt %d of %d: %s",
@@ -121,6 +123,9 @@ class PartitionManager:
                     _ATTEMPTS,
                     describe(error),
                 )
+                if error.sqlstate not in _RETRIED:
+                    break  # as where the role may make no tables
+                time.sleep(random.uniform(0.05, 0.15))  # noqa: S311 - so that readers get between the attempts
         _log.warning(
             "could not make the partitions of %s for %s; their rows go to the DEFAULT partition",
             table.name,
@@ -137,7 +142,7 @@ def partition_name(table: str, day: dt.date) -> str:
 def _partitions(connection: psycopg.Connection[Any], table: str) -> list[Partition]:
     with connection.cursor(row_factory=dict_row) as cursor:
         cursor.execute(statements.LIST_PARTITIONS, {"table": table})
-        return [Partition(row["name"], row["lower"], row["upper"]) for row in cursor]
+        return [Partition(row["name"], row["is_default"], row["lower"], row["upper"]) for row in cursor]
 
 
 def _bounds(day: dt.date) -> tuple[dt.datetime, dt.datetime]:
@@ -192,6 +197,7 @@ def _make(connection: psycopg.Connection[Any], table: Table, default: str | None
     connection.execute(sql.SQL(statements.CREATE_LIKE).format(**names))
     if default is not None:
         # Rows may have come in since they were counted; under the lock none can.
+        connection.execute(statements.SHORT_LOCK_TIMEOUT)
         connection.execute(sql.SQL(statements.LOCK_DEFAULT).format(**names))
         connection.execute(sql.SQL(statements.MOVE_FROM_DEFAULT).format(**names), bounds)
     connection.execute(sql.SQL(statements.ATTACH).format(**names))

@@ -36,6 +36,8 @@ SELECT count(*) FROM (
 ) AS found
 """
 
+SHORT_LOCK_TIMEOUT: Final = "SET LOCAL lock_timeout = '250ms'"
+
 LOCK_DEFAULT: Final = "LOCK TABLE {default} IN ACCESS EXCLUSIVE MODE"
 
 # Rows of the range move with the attachment, or it would be refused (23514).

@@ -14,7 +14,6 @@ from observatory_storage.models.types import (
     Counter,
     CreatedAt,
     Flag,
-    Int,
     Json,
     JsonObject,
     Project,
@@ -193,7 +192,7 @@ class TraceEvent(Base):
     """An event of a span, in the partition of its span whatever its own time.
 
     `event_index` is the event's place in its span; an event that was written by itself, without a place,
-    has one above 2^30 that is computed from its content.
+    has one from 2^62 on that is computed from its content.
     """
 
     __tablename__ = "trace_events"
@@ -201,7 +200,7 @@ class TraceEvent(Base):
     trace_id: Mapped[TraceId] = mapped_column(primary_key=True)
     span_id: Mapped[SpanId] = mapped_column(primary_key=True)
     span_start_time: Mapped[Timestamp] = mapped_column(primary_key=True)
-    event_index: Mapped[Int] = mapped_column(primary_key=True, autoincrement=False)
+    event_index: Mapped[BigInt] = mapped_column(primary_key=True, autoincrement=False)
     project: Mapped[Project]
     timestamp: Mapped[Timestamp]
     name: Mapped[Str] = mapped_column(server_default=text("''"))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 import weakref
 from typing import Final, Protocol
 
+# Imported for the order of things at exit: what registers first is closed last, and writers need connections.
+from observatory_storage import connections
 from observatory_storage.errors import StorageError
 
 _log = logging.getLogger(__name__)
@@ -45,6 +48,9 @@ def _close_all() -> None:
         except StorageError as error:
             # Nobody is left to raise to; the message counts the rows.
             _log.error("at interpreter exit: %s", error)
+        except Exception:  # noqa: BLE001 - see below
+            # The other writers are to have their turn.
+            _log.exception("at interpreter exit: a writer could not write what is left")
 
 
 def _start_all_afresh() -> None:
@@ -52,6 +58,7 @@ def _start_all_afresh() -> None:
         writer.start_afresh()
 
 
+assert connections.__name__ in sys.modules
 atexit.register(_close_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_all_afresh)

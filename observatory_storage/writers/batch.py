@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from observatory_storage.identity import content_id
 from observatory_storage.models.rows import EventRow, SpanRow
-from observatory_storage.text import encode_json, repair_json
+from observatory_storage.text import repair_json
 from observatory_storage.writers.convert import (
     GivenRow,
     Rejections,
@@ -22,13 +21,17 @@ from observatory_storage.writers.tables import EVENTS, RESOURCES, SPANS
 
 # Rows converted before they are sent: the server works on one chunk while the next is converted.
 CHUNK_ROWS: Final = 250
+# A batch starts with few, because their size is not known before they are converted.
+_FIRST_CHUNK_ROWS: Final = 8
+_CHUNK_BYTES: Final = 4 * 1024 * 1024
 # Indexes of events that were written by themselves, without a place in their span, start here.
-LOOSE_EVENTS: Final = 2**30
+LOOSE_EVENTS: Final = 2**62
 UNIX_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 _SPAN_KEYS: Final = frozenset(SpanRow.__annotations__) | {"created_at"}
 _EVENT_KEYS: Final = frozenset(EventRow.__annotations__)
-_TOTAL_TOKENS: Final = SPANS.columns[SPANS.index["total_tokens"]]
+# The attributes and the columns after them can be large.
+_ATTRIBUTES: Final = SPANS.index["attributes"]
 _DURATION: Final = SPANS.columns[SPANS.index["duration_us"]]
 
 
@@ -81,8 +84,12 @@ class SpanBatch:
 
     def chunks(self) -> Iterator[list[WireRow]]:
         """Convert and yield the rows a chunk at a time, without rejected ones."""
-        for first in range(0, len(self._given), CHUNK_ROWS):
-            yield self._convert(range(first, min(first + CHUNK_ROWS, len(self._given))))
+        first, size = 0, _FIRST_CHUNK_ROWS
+        while first < len(self._given):
+            last = min(first + size, len(self._given))
+            rows = self._convert(range(first, last))
+            yield rows
+            first, size = last, _next_size(size, rows)
 
     def rows(self, places: Sequence[int]) -> list[WireRow]:
         """Convert and return the rows at some places."""
@@ -108,7 +115,8 @@ class SpanBatch:
         """Return a batch of the rows at the wanted places."""
         places = [place for place in range(len(self._given)) if place not in self._rejected and wanted(place)]
         part = SpanBatch(self.rejections)
-        part.resources = self.resources
+        used = {self._keys["resource_id"][place] for place in places}
+        part.resources = {key: row for key, row in self.resources.items() if key in used}
         part.layout = self.layout
         part._given = [self._given[place] for place in places]
         part._keys = {name: [column[place] for place in places] for name, column in self._keys.items()}
@@ -125,6 +133,28 @@ class SpanBatch:
         part = self.select(lambda place: True)
         part._given = [{**row, "events": ()} for row in part._given]
         return part
+
+    def without_resources(self) -> SpanBatch:
+        """Return the same spans without their resources."""
+        part = self.select(lambda place: True)
+        part._keys["resource_id"] = [None] * len(part._given)
+        part.resources = {}
+        return part
+
+    def given_resources(self) -> list[GivenRow]:
+        """Return the resources as they were given, each once."""
+        found = {id(row["resource"]): row["resource"] for row in self._given if row.get("resource") is not None}
+        return list(found.values())
+
+    def given_events(self) -> list[GivenRow]:
+        """Return the events of all spans as rows that can be written by themselves."""
+        rows: list[GivenRow] = []
+        for row, project in zip(self._given, self._keys["project"], strict=True):
+            span = {"trace_id": row.get("trace_id"), "span_id": row.get("span_id"), "span_start_time": _start_of(row)}
+            for index, event in enumerate(row.get("events") or ()):
+                given = {name: value for name, value in event.items() if value is not None}
+                rows.append({**given, **span, "event_index": index, "project": project})
+        return rows
 
     def without_traces(self, reasons: Mapping[bytes, str]) -> SpanBatch:
         """Reject the spans of some traces, with the reason of each; return the batch of the others."""
@@ -146,6 +176,7 @@ class SpanBatch:
 
     def _take(self, rows: Sequence[GivenRow], project: str) -> None:
         known, present = known_rows(rows, _SPAN_KEYS, self.rejections)
+        known = _well_formed(known, self.rejections)
         self.layout = SPANS.layout(present)
         failed: dict[int, str] = {}
         kept: dict[int, dict[str, Any]] = {}
@@ -192,20 +223,23 @@ class SpanBatch:
             if key not in known:
                 known[key] = self._resolve_resource(resource, project)
             ids.append(known[key])
-        return convert_column(SPANS.columns[SPANS.index["resource_id"]], ids, {}, {})
+        failed: dict[int, str] = {}
+        converted = convert_column(SPANS.columns[SPANS.index["resource_id"]], ids, failed, {})
+        for place, reason in failed.items():
+            self._reject(place, reason)
+        return converted
 
     def _resolve_resource(self, resource: Mapping[str, Any], project: str) -> bytes | None:
-        attributes = repair_json(resource.get("attributes") or {})
-        schema_url = resource.get("schema_url") or None
-        key = content_id("resource", project, schema_url, attributes)
+        row = dict(resource)
+        try:
+            row["attributes"] = repair_json(resource.get("attributes") or {})
+            named = [repair_json(resource.get(name) or None) for name in ("service_name", "schema_url")]
+            key = content_id("resource", project, *named, row["attributes"])
+        except RecursionError:
+            self.rejections.add_once(resource, "attributes is nested too deeply to be stored as JSON")
+            return None
         if key not in self.resources:
-            row = {
-                **resource,
-                "id": key,
-                "project": project,
-                "schema_url": schema_url,
-                "attributes": attributes,
-            }
+            row |= {"id": key, "project": project}
             converted = self.rejections.sift([row], lambda failed: convert_rows(RESOURCES.full, [row], failed))
             if not converted:
                 return None
@@ -266,46 +300,122 @@ def computed_columns(
 
     A span without end keeps the duration it was given; the total is computed where none was given.
     """
+    tokens = {
+        name: convert_column(SPANS.columns[SPANS.index[name]], [row.get(name) for row in rows], {}, kept)
+        for name in ("input_tokens", "output_tokens", "total_tokens")
+    }
     durations = [
         row.get("duration_us") if end is None or start is None else max(0, end - start)
         for row, start, end in zip(rows, starts, ends, strict=True)
     ]
-    totals = [_total_tokens(row) for row in rows]
-    return {
-        "duration_us": convert_column(_DURATION, durations, {}, kept),
-        "total_tokens": convert_column(_TOTAL_TOKENS, totals, {}, kept),
-    }
-
-
-def loose_events(rows: Sequence[GivenRow], project: str, rejections: Rejections) -> list[WireRow]:
-    """Convert events that were written by themselves; of equal ones, one is left. In writing order.
-
-    An event without `event_index` gets one from its content, so that a second delivery is the same row.
-    """
-    prepared: list[GivenRow] = []
-    for row in known_rows(rows, _EVENT_KEYS, rejections)[0]:
-        if row.get("span_start_time") is None:
-            rejections.add(row, "span_start_time is missing: the start of its span is part of an event's key")
-            continue
-        index = row.get("event_index")
-        prepared.append(
-            {
-                **row,
-                "event_index": _content_index(row) if index is None else index,
-                "project": row.get("project") or project,
-                "timestamp": row.get("timestamp") or row["span_start_time"],
-            }
+    tokens["total_tokens"] = [
+        total if total is not None or (read is None and written is None) else (read or 0) + (written or 0)
+        for total, read, written in zip(
+            tokens["total_tokens"], tokens["input_tokens"], tokens["output_tokens"], strict=True
         )
-    unique: dict[tuple[Any, ...], WireRow] = {}
-    for converted in rejections.sift(prepared, lambda failed: convert_rows(EVENTS.full, prepared, failed)):
-        unique.setdefault(converted[: len(EVENTS.key)], converted)
-    order = [EVENTS.index[name] for name in EVENTS.order]
-    return sorted(unique.values(), key=lambda row: tuple(row[place] for place in order))
+    ]
+    return {"duration_us": convert_column(_DURATION, durations, {}, kept), **tokens}
+
+
+class LooseEvents:
+    """Events that were written by themselves, in writing order, with the rows they were given as."""
+
+    def __init__(self, rows: Sequence[WireRow], given: Mapping[WireRow, GivenRow]) -> None:
+        self.rows = rows
+        self._given = given
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[GivenRow], project: str, rejections: Rejections) -> LooseEvents:
+        """Convert events; of equal ones, one is left.
+
+        An event without `event_index` gets one from its content, so that a second delivery is the same row.
+        """
+        sources: list[GivenRow] = []
+        prepared: list[GivenRow] = []
+        for row in known_rows(rows, _EVENT_KEYS, rejections)[0]:
+            if row.get("span_start_time") is None:
+                rejections.add(row, "span_start_time is missing: the start of its span is part of an event's key")
+                continue
+            try:
+                index = _content_index(row) if row.get("event_index") is None else row["event_index"]
+            except RecursionError:
+                rejections.add(row, "attributes is nested too deeply to be stored as JSON")
+                continue
+            sources.append(row)
+            prepared.append(
+                {
+                    **row,
+                    "event_index": index,
+                    "project": row.get("project") or project,
+                    "timestamp": row.get("timestamp") or row["span_start_time"],
+                }
+            )
+        failed: dict[int, str] = {}
+        unique: dict[WireRow, WireRow] = {}
+        given: dict[WireRow, GivenRow] = {}
+        for at, wire in enumerate(convert_rows(EVENTS.full, prepared, failed)):
+            if at in failed:
+                rejections.add(sources[at], failed[at])
+            elif _event_key(wire) not in unique:
+                unique[_event_key(wire)] = wire
+                given[_event_key(wire)] = sources[at]
+        order = [EVENTS.index[name] for name in EVENTS.order]
+        return cls(sorted(unique.values(), key=lambda row: tuple(row[place] for place in order)), given)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, wanted: Callable[[int], bool]) -> LooseEvents:
+        """Return the events at the wanted places."""
+        return LooseEvents([row for place, row in enumerate(self.rows) if wanted(place)], self._given)
+
+    def given(self, row: WireRow) -> GivenRow:
+        """Return what an event was given as."""
+        return self._given[_event_key(row)]
+
+
+def _event_key(row: WireRow) -> WireRow:
+    return row[: len(EVENTS.key)]
 
 
 def _content_index(row: GivenRow) -> int:
-    content = encode_json([str(row.get("timestamp")), row.get("name"), row.get("attributes")])
-    return LOOSE_EVENTS + int.from_bytes(hashlib.sha256(content).digest()[:4]) % LOOSE_EVENTS
+    time = row.get("timestamp")
+    if isinstance(time, dt.datetime) and time.tzinfo is not None:
+        time = time.astimezone(dt.UTC)
+    content = content_id("event", str(time), repair_json(row.get("name")), repair_json(row.get("attributes")))
+    return LOOSE_EVENTS + int.from_bytes(content[:8]) % LOOSE_EVENTS
+
+
+def _well_formed(rows: Sequence[GivenRow], rejections: Rejections) -> Sequence[GivenRow]:
+    """Reject spans whose events, resource or project are not of the shape that these have."""
+    checks: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+        ("project", lambda value: isinstance(value, str), "text"),
+        ("resource", _is_resource, "a mapping, and so its attributes"),
+        ("events", _is_list_of_mappings, "a list of mappings"),
+    )
+    for name, fits, shape in checks:
+        bad = {place for place, row in enumerate(rows) if row.get(name) is not None and not fits(row[name])}
+        for place in sorted(bad):
+            rejections.add(rows[place], f"{name} is of another shape; it must be {shape}")
+        if bad:
+            rows = [row for place, row in enumerate(rows) if place not in bad]
+    return rows
+
+
+def _is_resource(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("attributes") or {}, Mapping)
+
+
+def _is_list_of_mappings(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(item, Mapping) for item in value)
+
+
+def _next_size(size: int, rows: Sequence[WireRow]) -> int:
+    """Return the number of rows of the next chunk: fewer where rows are large, so that memory stays bounded."""
+    written = sum(len(value) for row in rows for value in row[_ATTRIBUTES:] if type(value) is bytes)
+    if written > _CHUNK_BYTES:
+        return max(1, size * _CHUNK_BYTES // written)
+    return min(size * 4, CHUNK_ROWS)
 
 
 def _start_of(row: GivenRow) -> Any:
@@ -317,12 +427,3 @@ def _start_of(row: GivenRow) -> Any:
         if event.get("timestamp") is not None:
             return event["timestamp"]
     return UNIX_EPOCH
-
-
-def _total_tokens(row: GivenRow) -> Any:
-    total = row.get("total_tokens")
-    if total is None:
-        parts = [row.get("input_tokens"), row.get("output_tokens")]
-        present = [part for part in parts if isinstance(part, int)]
-        return sum(present) if present else None
-    return total

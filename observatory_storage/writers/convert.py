@@ -8,7 +8,7 @@ from typing import Any, Final
 from sqlalchemy.orm import DeclarativeBase
 
 from observatory_storage.errors import RejectedRowError
-from observatory_storage.text import repair_json
+from observatory_storage.text import digits, encode_json, repair_text
 from observatory_storage.writers.kinds import Unfit
 from observatory_storage.writers.tables import Column, Layout
 
@@ -25,24 +25,34 @@ class Rejections:
 
     def __init__(self) -> None:
         self.errors: list[RejectedRowError] = []
+        self._once: set[int] = set()
 
     def add(self, row: GivenRow, reason: str, sqlstate: str | None = None) -> None:
         """Reject one row."""
         self.errors.append(RejectedRowError(reason, row=row, sqlstate=sqlstate))
+
+    def add_once(self, row: GivenRow, reason: str) -> None:
+        """Reject one row, unless this very object was rejected before: parts of a batch share it."""
+        if id(row) not in self._once:
+            self._once.add(id(row))
+            self.add(row, reason)
 
     def sift(self, rows: Sequence[GivenRow], convert: Callable[[dict[int, str]], list[WireRow]]) -> list[WireRow]:
         """Convert rows; reject those for which `convert` gives a reason and return the others."""
         failed: dict[int, str] = {}
         converted = convert(failed)
         for at, reason in failed.items():
-            self.add(rows[at], reason)
+            self.add_once(rows[at], reason)
         return [row for at, row in enumerate(converted) if at not in failed] if failed else converted
 
 
 def as_mapping(row: object) -> GivenRow:
-    """Return the given columns of a mapping or an ORM instance. Raises RejectedRowError for anything else."""
+    """Return a copy of the given columns of a mapping or an ORM instance; the caller may go on with theirs.
+
+    Raises RejectedRowError for anything else.
+    """
     if isinstance(row, Mapping):
-        return row
+        return dict(row)
     if isinstance(row, DeclarativeBase):
         return {name: value for name, value in vars(row).items() if not name.startswith("_sa_")}
     raise RejectedRowError(f"a row is of type {type(row).__name__}; it must be a mapping or a model instance")
@@ -62,7 +72,10 @@ def convert_column(
         values = [column.default if value is None else value for value in values]
     if values.count(None) == len(values) and not column.required:
         return values
-    converted = column.kind.bulk(values)
+    try:
+        converted = column.kind.bulk(values)
+    except Exception:  # noqa: BLE001 - values may be objects whose own code fails; the walk finds which
+        converted = None
     if converted is not None and not (column.required and None in converted):
         return converted
     out: list[Any] = []
@@ -74,11 +87,14 @@ def convert_column(
             elif column.required:
                 failed.setdefault(place, f"{column.name} is missing")
         except RejectedRowError as error:
-            reason = error.reason
-            failed.setdefault(place, reason if reason.startswith(column.name) else f"{column.name} {reason}")
+            failed.setdefault(place, f"{column.name} {error.reason.strip()}")
         except Unfit as unfit:
             stored = unfit.stored
             kept.setdefault(place, {})[column.name] = value
+            if stored is None and column.required:
+                failed.setdefault(place, f"{column.name} is {_shown(value)}")
+        except Exception as error:  # noqa: BLE001 - the value's own code failed: that costs its row
+            failed.setdefault(place, f"{column.name} cannot be read: {type(error).__name__}")
         out.append(stored)
     return out
 
@@ -136,13 +152,28 @@ def known_rows(
         if keys is None:
             good.append(row)
         else:
-            names = ", ".join(keys)
-            rejections.add(row, f"unknown column {names}: what is not a column belongs into attributes")
+            names = ", ".join(_shown(key) for key in keys[:5]) + (", …" if len(keys) > 5 else "")
+            rejections.add_once(row, f"unknown column {names}: what is not a column belongs into attributes")
     return good, present
 
 
 def _with_originals(attributes: Any, originals: Mapping[str, Any]) -> Any:
     if attributes is not None and not isinstance(attributes, Mapping):
         return attributes
-    texts = {f"{_ORIGINAL}{name}": str(repair_json(value)) for name, value in originals.items()}
+    texts = {f"{_ORIGINAL}{name}": _as_text(value) for name, value in originals.items()}
     return {**(attributes or {}), **texts}
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, int):
+        return digits(value)
+    try:
+        return encode_json(value).decode() if isinstance(value, (Mapping, list, tuple)) else str(value)
+    except Exception:  # noqa: BLE001 - the value's own code failed: its type is all there is to keep
+        return f"<{type(value).__name__}>"
+
+
+def _shown(value: object) -> str:
+    """Give a value's beginning for a message; what it holds may be long, or private."""
+    text = repair_text(str(value))
+    return text if len(text) <= 40 else f"{text[:40]}…"

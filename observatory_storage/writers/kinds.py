@@ -12,7 +12,8 @@ import enum
 import hashlib
 import json
 import math
-import uuid
+import operator
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
@@ -22,7 +23,7 @@ import orjson
 
 from observatory_storage.errors import RejectedRowError
 from observatory_storage.identity import is_hex_span_id, is_hex_trace_id, resolve_span_id, trace_id_bytes
-from observatory_storage.text import NUL_ESCAPE, encode_json, repair_text
+from observatory_storage.text import NUL_ESCAPE, digits, encode_json, repair_text
 from observatory_storage.writers import wire
 
 _NONE: Final = type(None)
@@ -31,8 +32,10 @@ _EPOCH: Final = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _FIRST_US: Final = -63_082_281_600_000_000
 _LAST_US: Final = 252_455_615_999_999_999
 _INT8: Final = (-(2**63), 2**63 - 1)
-_INT4: Final = (-(2**31), 2**31 - 1)
 _JSONB_VERSION: Final = b"\x01"
+# What jsonb can hold as a whole.
+_JSONB_LIMIT: Final = 268_435_455
+_INTEGER: Final = re.compile(r"\s*[+-]?[0-9]{1,25}\s*", re.ASCII)
 _NO_PARENT: Final = ("", b"", bytes(8), "0" * 16)
 
 
@@ -92,6 +95,8 @@ class TextKind(Kind):
             value = value.value
         if isinstance(value, bytes):
             value = value.decode("utf-8", "replace")
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = digits(value)
         if not isinstance(value, str):
             value = json.dumps(value, default=str) if isinstance(value, (dict, list, tuple, bool)) else str(value)
         text = repair_text(value)
@@ -125,7 +130,7 @@ class ChoiceKind(TextKind):
 
 
 class IntKind(Kind):
-    """An integer of 64 or 32 bits. What is no such integer is set aside."""
+    """An integer of 64 bits. What is no such integer is set aside."""
 
     copy_type = "int8"
     array_type = "int8"
@@ -142,11 +147,12 @@ class IntKind(Kind):
     def convert(self, value: Any) -> int:
         number: int | None = None
         if isinstance(value, str):
-            digits = value.strip()
-            if len(digits) < 30 and digits.lstrip("+-").isdecimal():
-                number = int(digits)
-        elif isinstance(value, int) or (isinstance(value, (float, Decimal)) and _is_whole(value)):
-            number = int(value)
+            if _INTEGER.fullmatch(value):
+                number = int(value)
+        elif isinstance(value, (float, Decimal)):
+            number = int(value) if _is_whole(value) else None
+        elif hasattr(value, "__index__"):
+            number = operator.index(value)
         if number is None or not self.limits[0] <= number <= self.limits[1]:
             raise Unfit(None)
         return number
@@ -155,16 +161,10 @@ class IntKind(Kind):
         return wire.int8_element(value)
 
 
-class Int4Kind(IntKind):
-    """An integer of 32 bits."""
+class TokenKind(IntKind):
+    """A number of tokens: so bounded that no sum of a trace's leaves 64 bits."""
 
-    copy_type = "int4"
-    array_type = "int4"
-    element_oid = 23
-    limits = _INT4
-
-    def element(self, value: int) -> bytes:
-        return wire.int4_element(value)
+    limits = (0, 10**12)
 
 
 class BoolKind(Kind):
@@ -178,7 +178,7 @@ class BoolKind(Kind):
         return values if set(map(type, values)) <= {bool, _NONE} else None
 
     def convert(self, value: Any) -> bool:
-        if value in (0, 1):
+        if isinstance(value, (int, float)) and value in (0, 1):
             return bool(value)
         raise RejectedRowError(f"is of type {type(value).__name__}; it may be true or false")
 
@@ -187,7 +187,10 @@ class BoolKind(Kind):
 
 
 class DecimalKind(Kind):
-    """An exact decimal; floats become the decimal they print as. What is not finite is set aside."""
+    """An amount of money, exact; floats become the decimal they print as.
+
+    What is not finite, or has more digits than money has, is set aside: sums stay exact and bounded.
+    """
 
     copy_type = "numeric"
     array_type = "text"
@@ -197,14 +200,16 @@ class DecimalKind(Kind):
     def bulk(self, values: list[Any]) -> list[Any] | None:
         if not set(map(type, values)) <= {Decimal, _NONE}:
             return None
-        return values if all(value is None or value.is_finite() for value in values) else None
+        return values if all(value is None or _is_amount(value) for value in values) else None
 
     def convert(self, value: Any) -> Decimal:
         try:
-            number = Decimal(repr(value) if isinstance(value, float) else value)
+            if not isinstance(value, (int, str, Decimal)):
+                value = float.__repr__(float(value))
+            number = Decimal(value)
         except (InvalidOperation, TypeError, ValueError):
             raise Unfit(None) from None
-        if not number.is_finite():
+        if not _is_amount(number):
             raise Unfit(None)
         return number
 
@@ -234,7 +239,7 @@ class TimeKind(Kind):
     def convert(self, value: Any) -> int:
         if not isinstance(value, dt.datetime):
             raise RejectedRowError(f"is of type {type(value).__name__}; it must be a datetime")
-        if value.tzinfo is None:
+        if value.utcoffset() is None:
             value = value.replace(tzinfo=dt.UTC)
         delta = value - _EPOCH
         microseconds = (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
@@ -258,15 +263,18 @@ class JsonKind(Kind):
             encoded = [None if value is None else orjson.dumps(value) for value in values]
         except (orjson.JSONEncodeError, RecursionError):
             return None
-        if any(item is not None and NUL_ESCAPE in item for item in encoded):
+        if any(item is not None and (NUL_ESCAPE in item or len(item) > _JSONB_LIMIT) for item in encoded):
             return None
         return [None if item is None else _JSONB_VERSION + item for item in encoded]
 
     def convert(self, value: Any) -> bytes:
         try:
-            return _JSONB_VERSION + encode_json(value)
+            encoded = encode_json(value)
         except RecursionError:
             raise RejectedRowError("is nested too deeply to be stored as JSON") from None
+        if len(encoded) > _JSONB_LIMIT:
+            raise RejectedRowError(f"has {len(encoded):,} bytes as JSON; jsonb holds {_JSONB_LIMIT:,}")
+        return _JSONB_VERSION + encoded
 
     def element(self, value: bytes) -> bytes:
         return wire.bytes_element(value)
@@ -299,7 +307,7 @@ class TextArrayKind(Kind):
         if isinstance(value, str) or not isinstance(value, (list, tuple, set, frozenset)):
             raise RejectedRowError(f"is of type {type(value).__name__}; it must be a list of texts")
         items = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
-        return [repair_text(item if isinstance(item, str) else str(item)) for item in items]
+        return [_text(item) for item in items]
 
     def element(self, value: list[str]) -> bytes:
         return wire.text_element(wire.text_array_literal(value))
@@ -326,7 +334,7 @@ class TraceIdKind(_IdKind):
     length = 16
 
     def convert(self, value: Any) -> bytes:
-        key = trace_id_bytes(value)
+        key = trace_id_bytes(value, "")
         if isinstance(value, str) and not is_hex_trace_id(value):
             raise Unfit(key)
         return key
@@ -341,7 +349,7 @@ class SpanIdKind(_IdKind):
     length = 8
 
     def convert(self, value: Any) -> bytes | None:
-        key = resolve_span_id(value)
+        key = resolve_span_id(value, "")
         if isinstance(value, str) and not is_hex_span_id(value):
             raise Unfit(key)
         return key
@@ -369,9 +377,19 @@ class ContentIdKind(TraceIdKind):
         return values if {len(value) for value in values if value is not None} <= {self.length} else None
 
     def convert(self, value: Any) -> bytes:
-        if isinstance(value, str):
-            value = uuid.UUID(value)
-        return trace_id_bytes(value)
+        if isinstance(value, str) and not is_hex_trace_id(value):
+            raise RejectedRowError(f"is {value[:40]!r}; it may be a UUID or 16 bytes")
+        return trace_id_bytes(value, "")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return digits(value)
+    return repair_text(value if isinstance(value, str) else str(value))
+
+
+def _is_amount(value: Decimal) -> bool:
+    return value.is_finite() and (not value or (value.adjusted() < 15 and int(value.as_tuple().exponent) >= -30))
 
 
 def _is_whole(value: float | Decimal) -> bool:

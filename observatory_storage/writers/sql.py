@@ -23,7 +23,7 @@ BEGIN_BATCH: Final = (
 # A span's or an event's key as bytes, as clients compute it too.
 _KEY_BYTES: Final = {
     "trace_spans": "uuid_send(trace_id) || span_id || timestamptz_send(start_time)",
-    "trace_events": "uuid_send(trace_id) || span_id || timestamptz_send(span_start_time) || int4send(event_index)",
+    "trace_events": "uuid_send(trace_id) || span_id || timestamptz_send(span_start_time) || int8send(event_index)",
     "resources": "uuid_send(id)",
     "traces": "uuid_send(id)",
 }
@@ -109,7 +109,7 @@ DELETE_EVENTS: Final = """
 DELETE FROM trace_events AS e
 USING unnest(%b::uuid[], %b::bytea[], %b::timestamptz[]) AS given (trace_id, span_id, start_time)
 WHERE e.trace_id = given.trace_id AND e.span_id = given.span_id AND e.span_start_time = given.start_time
-  AND e.event_index < %b::int4 AND e.span_start_time >= %b::timestamptz AND e.span_start_time <= %b::timestamptz
+  AND e.event_index < %b::bigint AND e.span_start_time >= %b::timestamptz AND e.span_start_time <= %b::timestamptz
 """
 
 # Whether the row that is added names a better root than the stored one.

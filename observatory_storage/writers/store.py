@@ -23,11 +23,11 @@ from observatory_storage.errors import (
 from observatory_storage.lifecycle import PartitionManager
 from observatory_storage.models import TraceEvent, TraceSpan
 from observatory_storage.models.base import table_of
-from observatory_storage.writers.batch import SpanBatch, loose_events
+from observatory_storage.writers.batch import LooseEvents, SpanBatch
+from observatory_storage.writers.bisection import parts_of
 from observatory_storage.writers.config import AUTO_COPY_ROWS, WriteMethod, WriterConfig
-from observatory_storage.writers.convert import GivenRow, Rejections, WireRow
+from observatory_storage.writers.convert import GivenRow, Rejections
 from observatory_storage.writers.summary import own_traces
-from observatory_storage.writers.tables import EVENTS, TRACES
 from observatory_storage.writers.transaction import Batch, BatchTransaction, ForeignTraceError, Outcome
 
 _log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ _KNOWN_RESOURCES: Final = 10_000
 # of it; each wait is longer than the last.
 _CONTENTION_ATTEMPTS: Final = 10
 _CONTENTION: Final = ("40", "55P03")
+_STATEMENT_TIMEOUT: Final = "57014"
 
 
 class RetryPolicy(Protocol):
@@ -88,35 +89,41 @@ class BatchStore:
         self._known_resources: set[bytes] = set()
         self._expect_duplicates = False
 
-    def store(self, spans: Sequence[GivenRow], events: Sequence[GivenRow], traces: Sequence[GivenRow]) -> Stored:
+    def store(
+        self, spans: Sequence[GivenRow], events: Sequence[GivenRow], traces: Sequence[GivenRow], stored: Stored
+    ) -> None:
         """Store rows and commit, in one transaction unless rows have to be told apart.
 
-        Returns after the COMMIT. Raises a StorageError if something did not commit: the same rows may then
-        be given again, whatever became of them, because what is stored already is stored once.
+        Returns after the COMMIT. Raises a StorageError if something did not commit, with what did in `stored`:
+        the same rows may then be given again, because what is stored already is stored once. `stored` gets
+        the rejected rows only when all others are committed, so that none is named twice.
         """
-        stored = Stored()
+        rejected: list[RejectedRowError] = []
         for part in _by_project(spans, events, traces, self._project):
             rejections = Rejections()
             batch = Batch(
                 SpanBatch.from_rows(part[0], self._project, rejections),
-                loose_events(part[1], self._project, rejections),
+                LooseEvents.from_rows(part[1], self._project, rejections),
                 own_traces(part[2], self._project, rejections),
             )
+            folded = batch.spans.folded
             self._write(batch, stored)
-            stored.rejected.extend(rejections.errors)
-        return stored
+            stored.outcome.spans_duplicate += folded
+            rejected.extend(rejections.errors)
+        stored.rejected.extend(rejected)
 
     def _write(self, batch: Batch, stored: Stored) -> None:
-        if not (len(batch.spans) or batch.events or batch.traces):
+        if not len(batch):
             return
         try:
             outcome = self._commit(batch, stored)
         except ForeignTraceError as foreign:
             self._write(_without_foreign(batch, foreign.projects), stored)
         except StorageError as error:
-            if not blames_a_row(error):
+            too_slow = error.sqlstate == _STATEMENT_TIMEOUT and len(batch) > 1
+            if not (too_slow or blames_a_row(error)):
                 raise
-            for part in _halves(batch, error):
+            for part in parts_of(batch, error):
                 self._write(part, stored)
         else:
             self._count(outcome, stored)
@@ -137,7 +144,7 @@ class BatchStore:
     def _commit(self, batch: Batch, stored: Stored) -> Outcome:
         """Run the transaction, again where the server was away or another transaction won."""
         for attempt in tenacity.Retrying(
-            retry=tenacity.retry_if_exception(is_transient),
+            retry=tenacity.retry_if_exception(_worth_a_retry),
             stop=self._is_last,
             wait=tenacity.wait_exponential_jitter(
                 multiplier=self._retry.initial_delay_ms / 1000,
@@ -172,12 +179,12 @@ class BatchStore:
 
     def _by_copy(self, batch: Batch) -> bool:
         if self._config.method is WriteMethod.AUTO:
-            return len(batch.spans) >= AUTO_COPY_ROWS
+            return len(batch.spans) + len(batch.events) >= AUTO_COPY_ROWS
         return self._config.method is WriteMethod.COPY
 
     def _make_partitions(self, batch: Batch) -> None:
         days = {start // _DAY_US for start in batch.spans.start_times}
-        event_days = {event[2] // _DAY_US for event in batch.events}
+        event_days = {event[2] // _DAY_US for event in batch.events.rows}
         if batch.spans.has_events:
             event_days |= days
         today = dt.datetime.now(dt.UTC).date()
@@ -189,66 +196,43 @@ class BatchStore:
                 self._partitions.ensure(table, dates, at_most=_NEW_PARTITIONS)
 
 
+def _worth_a_retry(error: BaseException) -> bool:
+    # A race with another project's first span is decided by looking once more, and there is no end to it
+    # only where rows are hidden from this role.
+    return is_transient(error) or (isinstance(error, ForeignTraceError) and not error.projects)
+
+
 def _by_project(
     spans: Sequence[GivenRow], events: Sequence[GivenRow], traces: Sequence[GivenRow], project: str
 ) -> Iterator[tuple[Sequence[GivenRow], Sequence[GivenRow], Sequence[GivenRow]]]:
     """Yield the rows as they are, or by project, so that no transaction says two projects of one trace."""
-    groups: dict[Any, tuple[list[GivenRow], list[GivenRow], list[GivenRow]]] = {}
-    if len({row.get("project") or project for rows in (spans, events, traces) for row in rows}) <= 1:
+
+    def named(row: GivenRow) -> str:
+        given = row.get("project")
+        return given if given and isinstance(given, str) else project
+
+    groups: dict[str, tuple[list[GivenRow], list[GivenRow], list[GivenRow]]] = {}
+    if len({named(row) for rows in (spans, events, traces) for row in rows}) <= 1:
         yield spans, events, traces
         return
     for kind, rows in enumerate((spans, events, traces)):
         for row in rows:
-            groups.setdefault(row.get("project") or project, ([], [], []))[kind].append(row)
+            groups.setdefault(named(row), ([], [], []))[kind].append(row)
     yield from groups.values()
 
 
 def _without_foreign(batch: Batch, projects: Mapping[bytes, str]) -> Batch:
     reasons = {key: f"its trace belongs to project {project!r}" for key, project in projects.items()}
     rejections = batch.spans.rejections
-    for event in batch.events:
+    for event in batch.events.rows:
         if event[0] in reasons:
-            rejections.add(_named(EVENTS.names, event), reasons[event[0]])
+            rejections.add(batch.events.given(event), reasons[event[0]])
     for key, trace in batch.traces.items():
-        if key in reasons:
-            rejections.add(_named(TRACES.names, trace), reasons[key].replace("its trace", "it"))
+        for row in trace.given if key in reasons else ():
+            rejections.add(row, f"the trace belongs to project {projects[key]!r}")
+    events = batch.events.rows
     return Batch(
         batch.spans.without_traces(reasons),
-        [event for event in batch.events if event[0] not in reasons],
+        batch.events.select(lambda place: events[place][0] not in reasons),
         {key: trace for key, trace in batch.traces.items() if key not in reasons},
     )
-
-
-def _halves(batch: Batch, error: StorageError) -> Iterator[Batch]:
-    """Yield smaller batches in which the bad row is with fewer others; reject it where it is alone."""
-    nothing = SpanBatch(batch.spans.rejections)
-    rejections = batch.spans.rejections
-    rows = len(batch.spans)
-    if rows and (batch.events or batch.traces):
-        yield Batch(batch.spans, [], {})
-        yield Batch(nothing, batch.events, batch.traces)
-    elif rows > 1:
-        for spans in batch.spans.halves():
-            yield Batch(spans, [], {})
-    elif rows and batch.spans.has_events:
-        # The span, or one of its events: events can be written by themselves.
-        events = batch.spans.events()
-        yield Batch(batch.spans.without_events(), [], {})
-        yield Batch(nothing, events, {})
-    elif rows:
-        batch.spans.reject_all(describe(error), error.sqlstate)
-    elif len(batch.events) + len(batch.traces) > 1:
-        half = (len(batch.events) + 1) // 2
-        keys = list(batch.traces)
-        first = keys[: len(keys) // 2]
-        yield Batch(nothing, batch.events[:half], {key: batch.traces[key] for key in first})
-        yield Batch(nothing, batch.events[half:], {key: batch.traces[key] for key in keys[len(first) :]})
-    else:
-        for event in batch.events:
-            rejections.add(_named(EVENTS.names, event), describe(error), error.sqlstate)
-        for trace in batch.traces.values():
-            rejections.add(_named(TRACES.names, trace), describe(error), error.sqlstate)
-
-
-def _named(names: Sequence[str], row: WireRow) -> dict[str, Any]:
-    return {name: value for name, value in zip(names, row, strict=True) if value is not None}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
+from dataclasses import dataclass
+from decimal import Context, Decimal
 from typing import Any, Final
 
 from observatory_storage.writers.convert import GivenRow, Rejections, WireRow, convert_rows, known_rows
@@ -31,6 +32,8 @@ _ATTRIBUTES = SPANS.index["attributes"]
 
 _EMPTY_OBJECT: Final = b"\x01{}"
 _NO_COST: Final = Decimal(0)
+# Amounts have at most 15 digits before the point and 30 behind it: no sum of a batch is rounded.
+_EXACT: Final = Context(prec=100)
 
 
 class _Delta:
@@ -93,7 +96,7 @@ class TraceDeltas:
                 delta.output += row[_OUTPUT] or 0
                 delta.total += row[_TOTAL] or 0
                 if row[_COST] is not None:
-                    delta.cost += row[_COST]
+                    delta.cost = _EXACT.add(delta.cost, row[_COST])
             # Python compares text by code point, which is the order of UTF-8 bytes and of COLLATE "C".
             user = row[_USER]
             if user is not None and (delta.user is None or user < delta.user):
@@ -108,14 +111,14 @@ class TraceDeltas:
         """Forget all spans."""
         self._deltas.clear()
 
-    def rows(self, own: Mapping[bytes, WireRow], locked: Mapping[bytes, str]) -> list[WireRow]:
+    def rows(self, own: Mapping[bytes, OwnTrace], locked: Mapping[bytes, str]) -> list[WireRow]:
         """Return the rows to upsert into traces, in id order.
 
         `own` holds what `write_trace` gave, by trace; `locked` the project of each trace that is to be
         locked though nothing is added to it.
         """
         ids = sorted({*self._deltas, *own, *locked})
-        return [self._row(key, own.get(key), locked.get(key)) for key in ids]
+        return [self._row(key, own[key].row if key in own else None, locked.get(key)) for key in ids]
 
     def _row(self, key: bytes, own: WireRow | None, project: str | None) -> WireRow:
         delta = self._deltas.get(key)
@@ -167,21 +170,54 @@ _NOTHING: Final[dict[str, Any]] = {
 }
 
 
-def own_traces(rows: Sequence[GivenRow], project: str, rejections: Rejections) -> dict[bytes, WireRow]:
-    """Convert traces as callers give them, by id; of several for one trace the last one holds."""
-    prepared = []
-    for row in known_rows(rows, _KNOWN, rejections)[0]:
-        status = row.get("status")
-        prepared.append(
-            {
-                **{name: value for name, value in row.items() if name in _GIVEN},
-                "project": row.get("project") or project,
-                "own_status": status is not None and status != "unset",
-                "own_attributes": row.get("attributes") is not None,
-            }
-        )
-    converted = rejections.sift(prepared, lambda failed: convert_rows(TRACES.full, prepared, failed))
-    return {row[0]: row for row in converted}
+@dataclass(frozen=True, slots=True)
+class OwnTrace:
+    """What callers said of a trace; `given` are their rows."""
+
+    row: WireRow
+    given: tuple[GivenRow, ...]
+
+
+def own_traces(rows: Sequence[GivenRow], project: str, rejections: Rejections) -> dict[bytes, OwnTrace]:
+    """Convert traces as callers give them, by id. Of several rows for one trace a later column holds."""
+    known = known_rows(rows, _KNOWN, rejections)[0]
+    prepared = [
+        {
+            **{name: value for name, value in row.items() if name in _GIVEN},
+            "project": row.get("project") or project,
+            "own_attributes": row.get("attributes") is not None,
+        }
+        for row in known
+    ]
+    failed: dict[int, str] = {}
+    found: dict[bytes, OwnTrace] = {}
+    for at, row in enumerate(convert_rows(TRACES.full, prepared, failed)):
+        if at in failed:
+            rejections.add(known[at], failed[at])
+            continue
+        named = dict(zip(TRACES.names, row, strict=True))
+        named["own_status"] = named["status"] != "unset"
+        first = found.get(row[0])
+        if first is None:
+            found[row[0]] = OwnTrace(tuple(named.values()), (known[at],))
+        else:
+            found[row[0]] = OwnTrace(_merged(first.row, named), (*first.given, known[at]))
+    return found
+
+
+def _merged(first: WireRow, later: dict[str, Any]) -> WireRow:
+    """Return what two statements about one trace say together, as if the later one came in a later batch."""
+    merged = dict(zip(TRACES.names, first, strict=True))
+    own = {"status": "own_status", "status_message": "own_status", "attributes": "own_attributes"}
+    for name, value in later.items():
+        if name in own:
+            if later[own[name]]:
+                merged[name] = value
+        elif name in own.values():
+            merged[name] = merged[name] or value
+        elif value is not None:
+            merged[name] = value
+    return tuple(merged.values())
 
 
 # What a caller may say of a trace; the rest is computed from its spans, and left out of what is given.

@@ -12,7 +12,6 @@ from observatory_storage.writers.kinds import (
     ChoiceKind,
     ContentIdKind,
     DecimalKind,
-    Int4Kind,
     IntKind,
     JsonKind,
     JsonObjectKind,
@@ -22,6 +21,7 @@ from observatory_storage.writers.kinds import (
     TextArrayKind,
     TextKind,
     TimeKind,
+    TokenKind,
     TraceIdKind,
 )
 
@@ -31,6 +31,7 @@ _INDEXED_LENGTH: Final = 255
 _TEXT: Final = TextKind()
 _INDEXED: Final = TextKind(_INDEXED_LENGTH)
 _INT: Final = IntKind()
+_TOKENS: Final = TokenKind()
 _TIME: Final = TimeKind()
 _USD: Final = DecimalKind()
 _BOOL: Final = BoolKind()
@@ -111,9 +112,9 @@ SPANS: Final = WriteTable(
         Column("status", _STATUS, default="unset"),
         Column("status_message", _TEXT),
         Column("counts_usage", _BOOL, default=False),
-        Column("input_tokens", _INT),
-        Column("output_tokens", _INT),
-        Column("total_tokens", _INT),
+        Column("input_tokens", _TOKENS),
+        Column("output_tokens", _TOKENS),
+        Column("total_tokens", _TOKENS),
         Column("cost_usd", _USD),
         Column("user_id", _INDEXED),
         Column("session_id", _INDEXED),
@@ -125,9 +126,9 @@ SPANS: Final = WriteTable(
         Column("provider", _TEXT),
         Column("model", _INDEXED),
         Column("response_model", _TEXT),
-        Column("cached_input_tokens", _INT),
-        Column("cache_write_input_tokens", _INT),
-        Column("reasoning_tokens", _INT),
+        Column("cached_input_tokens", _TOKENS),
+        Column("cache_write_input_tokens", _TOKENS),
+        Column("reasoning_tokens", _TOKENS),
         Column("input_cost_usd", _USD),
         Column("output_cost_usd", _USD),
         Column("ttft_us", _INT),
@@ -157,7 +158,7 @@ EVENTS: Final = WriteTable(
         Column("trace_id", _TRACE_ID, required=True),
         Column("span_id", _SPAN_ID, required=True),
         Column("span_start_time", _TIME, required=True),
-        Column("event_index", Int4Kind(), required=True),
+        Column("event_index", _INT, required=True),
         Column("project", _INDEXED, required=True),
         Column("timestamp", _TIME, required=True),
         Column("name", _TEXT, default=""),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -15,7 +17,7 @@ from observatory_storage.models import EventRow, SpanRow, Trace, TraceEvent, Tra
 from observatory_storage.writers import background
 from observatory_storage.writers.buffer import KINDS, BufferStats, RowBuffer
 from observatory_storage.writers.config import WriterConfig
-from observatory_storage.writers.convert import GivenRow, as_mapping
+from observatory_storage.writers.convert import GivenRow
 from observatory_storage.writers.store import BatchStore, Stored
 
 if TYPE_CHECKING:
@@ -31,9 +33,10 @@ _SPAN_COLUMNS = frozenset(TraceSpan.__table__.columns.keys())
 class WriteStats:
     """What a writer has committed since it was made.
 
-    `spans_written` counts new spans, `spans_duplicate` those that were stored already, `spans_replaced`
-    open spans whose finished version came; together with `rows_rejected` they are all spans, events and
-    traces that could not be stored included.
+    Each span given is counted once: as written (new), as duplicate (stored already, or twice in a batch), as
+    replaced (the finished version of an open span) or as rejected. `events_written` are new events,
+    `traces_written` traces given to `write_trace`; `rows_rejected` counts rejected rows of any kind, and
+    `failures` attempts that committed nothing.
     """
 
     spans_written: int = 0
@@ -52,8 +55,9 @@ class TraceWriter:
 
     `write_…` returns when the row is in the buffer; it is acknowledged, that is committed, when `flush` or
     `close` has returned. A background thread writes full and old batches meanwhile. What could not be
-    written stays in the buffer and is tried again; a full buffer makes callers wait. Rows that cannot be
-    stored are handed to `on_rejected`, from the thread that flushes, or else logged as a warning.
+    written stays in the buffer and is tried again; a full buffer makes callers wait. Rows are copied when
+    they are given, not what they refer to. Rows that cannot be stored are handed to `on_rejected`, from the
+    thread that flushed, or else logged as a warning.
 
     Safe for threads. In a forked child the writer is empty and uses connections of its own.
     """
@@ -69,10 +73,8 @@ class TraceWriter:
         self._config = config or WriterConfig()
         self._on_rejected = on_rejected
         self._project = self._config.project or pool.config.project
-        self._buffer = RowBuffer(
-            max(self._config.max_buffered_rows, self._config.batch_size),
-            self._config.full_buffer_timeout_seconds,
-        )
+        self._batch_size = min(self._config.batch_size, self._config.max_buffered_rows)
+        self._buffer = RowBuffer(self._config.max_buffered_rows, self._config.full_buffer_timeout_seconds)
         self.start_afresh()
         background.register(self)
 
@@ -82,9 +84,10 @@ class TraceWriter:
         self._store = BatchStore(self._pool, self._config, self._project, self._pool.config.retry)
         self._stats = WriteStats()
         self._closed = False
+        self._rejected: deque[RejectedRowError] = deque()
         self._flushing = threading.Lock()
+        self._flusher: int | None = None
         self._starting = threading.Lock()
-        self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -127,9 +130,10 @@ class TraceWriter:
         self._put("event", events)
 
     def write_span_from_llm(self, span: LlmSpan) -> TraceSpan:
-        """Write an LLM span and return it as the row it becomes, its trace UUID resolved.
+        """Write an LLM span and return it as a TraceSpan with its trace UUID resolved.
 
-        The returned object belongs to no session. Raises RejectedRowError for an id that is none.
+        The returned object belongs to no session, and lacks what the writer computes (duration, total of
+        tokens) and the server fills in. Raises RejectedRowError for an id that is none.
         """
         row: dict[str, Any] = dict(span.to_row())
         trace_id = resolve_trace_id(row["trace_id"])
@@ -145,31 +149,41 @@ class TraceWriter:
         """Write all that was buffered before the call; returns after the COMMIT.
 
         Raises WriteError if something did not commit: it stays in the buffer, and the next flush tries again.
+        Cannot be called while the same thread is flushing, as from a signal handler: that raises WriteError.
         """
-        with self._flushing:
+        with self._exclusively():
             left = len(self._buffer)
             while left > 0:
                 left -= self._write_batch()
+        self._hand_over()
 
     def close(self) -> None:
         """Flush and stop. Raises WriteError as `flush` does; the writer is then still open and holds the rows."""
         if self._closed:
             return
         self.flush()
-        self._closed = True
-        self._stop.set()
-        self._buffer.wake()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        self._buffer.close()
         try:
             # A row that another thread put in meanwhile is not left behind.
             self.flush()
-        except WriteError:
-            self._closed = False
-            self._stop.clear()
+            if self._thread is not None and self._thread is not threading.current_thread():
+                self._thread.join()
+        except BaseException:
+            self._buffer.close(False)
             self._thread = None
             raise
+        self._closed = True
         background.unregister(self)
+
+    def abandon(self) -> int:
+        """Give up what is not committed, for a server that will not come back; return the number of rows lost."""
+        lost = len(self._buffer)
+        self._buffer.close()
+        self._closed = True
+        background.unregister(self)
+        if lost:
+            _log.error("%d rows that were not committed are given up", lost)
+        return lost
 
     def buffer_stats(self) -> BufferStats:
         """Return what waits to be written."""
@@ -183,7 +197,7 @@ class TraceWriter:
         if self._closed:
             raise WriteError("the writer is closed; make a new one")
         self._ensure_thread()
-        self._buffer.put(kind, map(as_mapping, rows))
+        self._buffer.put(kind, rows)
 
     def _ensure_thread(self) -> None:
         if self._thread is None:
@@ -193,48 +207,66 @@ class TraceWriter:
                     self._thread.start()
 
     def _run(self) -> None:
+        thread = threading.current_thread()
         pause = 0.0
-        while not self._stop.wait(pause):
-            self._buffer.wait(self._config.batch_size, self._config.flush_interval_seconds, self._stop)
-            if self._stop.is_set():
+        try:
+            # From Python 3.12 on a pool cannot start its threads at interpreter exit, when rows may be left.
+            self._pool.open()
+        except StorageError as error:
+            _log.warning("%s", error)
+        # Where `close` failed and the writer went on, another thread has taken over.
+        while not self._buffer.wait_closed(pause) and self._thread is thread:
+            if not self._buffer.wait_for_batch(self._batch_size, self._config.flush_interval_seconds):
                 return
             try:
-                with self._flushing:
+                with self._exclusively():
                     self._write_batch()
+                self._hand_over()
                 pause = 0.0
-            except StorageError as error:
-                # Held and tried again; a flush or a full buffer tells the caller.
-                _log.warning("%s", error)
+            except Exception as error:  # noqa: BLE001 - this thread must live: a flush or a full buffer tells the caller
+                _log.warning("%s", error if isinstance(error, StorageError) else repr(error))
                 pause = min(max(0.1, pause * 2), 10.0)
 
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        if self._flusher == threading.get_ident():
+            raise WriteError(
+                "this thread is flushing already, and a signal handler or finalizer asked for another flush",
+                unwritten=len(self._buffer),
+            )
+        with self._flushing:
+            self._flusher = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._flusher = None
+
     def _write_batch(self) -> int:
-        """Write one batch and return its rows. Called with `_flushing` held."""
-        items = self._buffer.take(self._config.batch_size)
+        """Write one batch and return its rows."""
+        items = self._buffer.peek(self._batch_size)
         if not items:
             return 0
         rows: dict[str, list[GivenRow]] = {kind: [] for kind in KINDS}
         for kind, row in items:
             rows[kind].append(row)
-        committed = False
+        stored = Stored()
         try:
-            stored = self._store.store(rows["span"], rows["event"], rows["trace"])
-            committed = True
-        except StorageError as error:
+            self._store.store(rows["span"], rows["event"], rows["trace"], stored)
+        except Exception as error:
             self._stats = replace(self._stats, failures=self._stats.failures + 1)
-            self._buffer.last_error = describe(error)
-            waiting = len(self._buffer) + len(items)
+            reason = describe(error) if isinstance(error, StorageError) else repr(error)
+            self._buffer.last_error = reason
+            waiting = len(self._buffer)
             raise WriteError(
-                f"a batch of {len(items)} rows was not committed: {describe(error)}; {waiting} rows are held and "
-                "will be tried again",
+                f"a batch of {len(items)} rows was not committed: {reason}; {waiting} rows are held and will be "
+                "tried again",
                 unwritten=waiting,
-                sqlstate=error.sqlstate,
+                sqlstate=error.sqlstate if isinstance(error, StorageError) else None,
             ) from error
         finally:
-            # Whatever was raised, an interrupt too: what is not known to be committed is held.
-            if not committed:
-                self._buffer.put_back(items)
+            self._account(stored)
+        self._buffer.drop(len(items))
         self._buffer.last_error = None
-        self._account(stored)
         return len(items)
 
     def _account(self, stored: Stored) -> None:
@@ -250,14 +282,20 @@ class TraceWriter:
             retries=old.retries + stored.retries,
             failures=old.failures,
         )
+        self._rejected.extend(stored.rejected)
         if stored.rejected and self._on_rejected is None:
+            self._rejected.clear()
             _log.warning("%d rows rejected; the first one: %s", len(stored.rejected), stored.rejected[0].reason)
-        for error in stored.rejected if self._on_rejected is not None else ():
-            self._hand_over(error)
 
-    def _hand_over(self, error: RejectedRowError) -> None:
-        assert self._on_rejected is not None
-        try:
-            self._on_rejected(error)
-        except Exception:  # noqa: BLE001 - the caller's code: its failure must not undo a committed batch
-            _log.exception("on_rejected failed for a rejected row: %s", error.reason)
+    def _hand_over(self) -> None:
+        """Hand rejected rows to the caller, outside of all locks, each once."""
+        while self._rejected and self._on_rejected is not None:
+            try:
+                error = self._rejected.popleft()
+            except IndexError:  # another thread had the last one
+                return
+            try:
+                self._on_rejected(error)
+            except Exception:  # noqa: BLE001 - see below
+                # The caller's code: its failure must not undo a committed batch.
+                _log.exception("on_rejected failed for a rejected row: %s", error.reason)

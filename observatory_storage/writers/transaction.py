@@ -23,7 +23,7 @@ import psycopg
 
 from observatory_storage.errors import is_duplicate
 from observatory_storage.writers import sql, wire
-from observatory_storage.writers.batch import LOOSE_EVENTS, SpanBatch, span_key
+from observatory_storage.writers.batch import LOOSE_EVENTS, LooseEvents, SpanBatch, span_key
 from observatory_storage.writers.convert import WireRow
 from observatory_storage.writers.rows import (
     Connection,
@@ -33,7 +33,7 @@ from observatory_storage.writers.rows import (
     merge_rows,
     query,
 )
-from observatory_storage.writers.summary import TraceDeltas
+from observatory_storage.writers.summary import OwnTrace, TraceDeltas
 from observatory_storage.writers.tables import EVENTS, RESOURCES, SPANS, TRACES
 
 _KEY_WIDTH: Final = len(SPANS.key)
@@ -68,8 +68,11 @@ class Batch:
     """All that one transaction writes."""
 
     spans: SpanBatch
-    events: list[WireRow]
-    traces: dict[bytes, WireRow]
+    events: LooseEvents
+    traces: dict[bytes, OwnTrace]
+
+    def __len__(self) -> int:
+        return len(self.spans) + len(self.events) + len(self.traces)
 
 
 class BatchTransaction:
@@ -101,10 +104,10 @@ class BatchTransaction:
         self._write_resources(batch.spans.resources)
         deltas = TraceDeltas()
         candidates = self._write_spans(batch.spans, deltas)
-        self._insert_events(batch.events)
+        self._write_loose_events(batch.events.rows)
         projects = batch.spans.projects
         locked = {key[:16]: projects[key[:16]] for key in candidates}
-        for event in batch.events:
+        for event in batch.events.rows:
             locked.setdefault(event[0], event[_EVENT_PROJECT])
         self._upsert_traces(deltas.rows(batch.traces, locked))
         if candidates:
@@ -129,7 +132,7 @@ class BatchTransaction:
         insert = merge_rows if self._by_copy else insert_rows
         new = insert(self._connection, SPANS, spans.layout, _summed(spans, deltas))
         self._outcome.spans_written = len(new)
-        self._outcome.spans_duplicate = len(spans) - len(new) + spans.folded
+        self._outcome.spans_duplicate = len(spans) - len(new)
         self._outcome.met_duplicates = len(new) < len(spans)
         if not self._outcome.met_duplicates:
             self._copy_events(spans.events())
@@ -155,7 +158,6 @@ class BatchTransaction:
             deltas.clear()
             self._outcome.spans_written = 0
             return False
-        self._outcome.spans_duplicate = spans.folded
         return True
 
     def _copy_events(self, events: Sequence[WireRow]) -> None:
@@ -168,6 +170,13 @@ class BatchTransaction:
                 if not is_duplicate(error):
                     raise
         self._insert_events(events)
+
+    def _write_loose_events(self, events: Sequence[WireRow]) -> None:
+        # The only merge of events in a transaction: its temporary table is made once.
+        if self._by_copy and events:
+            self._outcome.events_written += len(merge_rows(self._connection, EVENTS, EVENTS.full, [events]))
+        else:
+            self._insert_events(events)
 
     def _insert_events(self, events: Sequence[WireRow]) -> None:
         if events:

