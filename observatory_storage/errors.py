@@ -49,6 +49,18 @@ class IntegrityError(StorageError):
     """The database refused a row by one of its constraints (`constraint_name`)."""
 
 
+class InvalidFilterError(StorageError):
+    """A filter, a limit or a cursor holds what it may not; `problems` has one line for each."""
+
+    def __init__(self, message: str, *, problems: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.problems = problems
+
+
+class ReadTimeoutError(StorageError):
+    """The server stopped a read that took longer than it may."""
+
+
 class SchemaVersionError(StorageError):
     """The database's schema is not the one this release works with."""
 

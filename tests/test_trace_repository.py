@@ -15,11 +15,17 @@ from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import DetachedInstanceError
 
-from observatory_storage.errors import ConfigurationError, IntegrityError, NotFoundError, StorageError
+from observatory_storage.errors import (
+    ConfigurationError,
+    IntegrityError,
+    InvalidFilterError,
+    NotFoundError,
+    StorageError,
+)
 from observatory_storage.identity import resolve_trace_id
 from observatory_storage.models import Trace
 from observatory_storage.pool import StoragePool
-from observatory_storage.repositories import InvalidFilterError, SpanFilters, TraceFilters, TraceRepository
+from observatory_storage.repositories import SpanFilters, TraceFilters, TraceRepository
 from observatory_storage.repositories.cursor import SpanCursor
 from tests.conftest import Statements
 from tests.trace_rows import (

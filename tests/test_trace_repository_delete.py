@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy as sa
 
-from observatory_storage.errors import UnavailableError
+from observatory_storage.errors import InvalidFilterError, UnavailableError
 from observatory_storage.models import Resource, Trace, TraceEvent, TraceSpan
 from observatory_storage.pool import StoragePool
-from observatory_storage.repositories import DeletedCounts, InvalidFilterError, TraceRepository
+from observatory_storage.repositories import DeletedCounts, TraceRepository
 from tests.trace_rows import Row, at, count, make_partitions, partitions_in, plans_of, span, span_event, store, trace
 
 

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from observatory_storage.errors import StorageError
+from observatory_storage.errors import InvalidFilterError, StorageError
 from observatory_storage.pool import StoragePool
-from observatory_storage.repositories import InvalidFilterError, SpanFilters, TraceFilters, TraceRepository
+from observatory_storage.repositories import SpanFilters, TraceFilters, TraceRepository
 from tests.trace_rows import Row, at, plans_of, span, store, trace, trace_id
 
 NAMES = ("chat", "Chat with a_b", "100% sure", "back\\slash", "über", "", None)

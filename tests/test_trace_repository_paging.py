@@ -13,9 +13,10 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from observatory_storage.errors import InvalidFilterError
 from observatory_storage.models import Trace
 from observatory_storage.pool import StoragePool
-from observatory_storage.repositories import InvalidFilterError, SpanFilters, TraceFilters, TraceRepository
+from observatory_storage.repositories import SpanFilters, TraceFilters, TraceRepository
 from observatory_storage.repositories.cursor import SpanCursor, TraceCursor
 from tests.conftest import Statements
 from tests.trace_rows import at, plans_of, span, store, trace, trace_id

@@ -10,10 +10,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from observatory_storage.errors import ConfigurationError, NotFoundError, StorageError
+from observatory_storage.errors import ConfigurationError, NotFoundError, ReadTimeoutError, StorageError
 from observatory_storage.models import Trace
 from observatory_storage.pool import StoragePool
-from observatory_storage.repositories import ReadTimeoutError, TraceRepository
+from observatory_storage.repositories import TraceRepository
 from tests.trace_rows import store, trace, trace_id
 
 

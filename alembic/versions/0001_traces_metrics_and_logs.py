@@ -73,6 +73,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="traces_pkey"),
         sa.CheckConstraint("status IN ('unset', 'ok', 'error')", name=op.f("traces_status_check")),
     )
+    op.create_index("traces_start_time_idx", "traces", [sa.text("start_time DESC NULLS LAST"), sa.text("id DESC")])
     op.create_index(
         "traces_errors_idx",
         "traces",

@@ -12,9 +12,10 @@ from observatory_storage.cli import formats
 from observatory_storage.cli.options import AsJson, ConfigFile, DatabaseUrl, for_one_command, where
 from observatory_storage.cli.tables import Column, print_table
 from observatory_storage.cli.terminal import Terminal, Terminals
+from observatory_storage.errors import InvalidFilterError
 from observatory_storage.models import Trace
 from observatory_storage.pool import StoragePool
-from observatory_storage.repositories import InvalidFilterError, TraceFilters, TraceRepository
+from observatory_storage.repositories import TraceFilters, TraceRepository
 
 _PAGE: Final = 1000
 # Below this width the seconds and the year leave the start, so that the name keeps some room.

@@ -84,6 +84,7 @@ class Trace(Base):
 
     __table_args__ = (
         CheckConstraint(one_of("status", *STATUSES), name="status"),
+        Index("traces_start_time_idx", text("start_time DESC NULLS LAST"), text("id DESC")),
         Index("traces_project_start_time_idx", "project", text("start_time DESC NULLS LAST"), text("id DESC")),
         Index(
             "traces_project_service_name_start_time_idx",

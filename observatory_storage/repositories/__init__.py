@@ -1,8 +1,8 @@
 """Typed reads of what is stored, and the deletion of old traces."""
 
 from observatory_storage.repositories.cursor import Page
-from observatory_storage.repositories.filters import InvalidFilterError, SpanFilters, TraceFilters
-from observatory_storage.repositories.reading import ReadTimeoutError, SessionSource
+from observatory_storage.repositories.filters import SpanFilters, TraceFilters
+from observatory_storage.repositories.reading import SessionSource
 from observatory_storage.repositories.results import (
     DeletedCounts,
     TraceDetail,
@@ -14,9 +14,7 @@ from observatory_storage.repositories.trace import TraceRepository
 
 __all__ = [
     "DeletedCounts",
-    "InvalidFilterError",
     "Page",
-    "ReadTimeoutError",
     "SessionSource",
     "SpanFilters",
     "TraceDetail",

@@ -17,21 +17,13 @@ from pydantic import (
     model_validator,
 )
 
-from observatory_storage.errors import StorageError
+from observatory_storage.errors import InvalidFilterError
 from observatory_storage.repositories.cursor import SpanCursor, TraceCursor
 from observatory_storage.text import repair_json, repair_text
 
 MAX_LIMIT: Final = 1000
 DEFAULT_LIMIT: Final = 50
 _MAX_INT64: Final = 2**63 - 1
-
-
-class InvalidFilterError(StorageError):
-    """A filter, a limit or a cursor holds what it may not; `problems` has one line for each."""
-
-    def __init__(self, message: str, *, problems: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
-        self.problems = problems
 
 
 def _repaired(value: object) -> object:

@@ -12,7 +12,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import scalar_row
 from sqlalchemy.orm import Session
 
-from observatory_storage.errors import ConfigurationError, StorageError, translate_errors
+from observatory_storage.errors import ConfigurationError, ReadTimeoutError, StorageError, translate_errors
 
 DEFAULT_STATEMENT_TIMEOUT_SECONDS: Final = 30.0
 _QUERY_CANCELED: Final = "57014"
@@ -33,10 +33,6 @@ class SessionSource(Protocol):
 
     def session(self) -> AbstractContextManager[Session]:
         """Give a session that commits only when told."""
-
-
-class ReadTimeoutError(StorageError):
-    """The server stopped a read that took longer than it may."""
 
 
 class Reader:
