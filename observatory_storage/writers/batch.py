@@ -17,10 +17,11 @@ from observatory_storage.writers.convert import (
     convert_rows,
     known_rows,
 )
+from observatory_storage.writers.kinds import JsonKind
 from observatory_storage.writers.tables import EVENTS, RESOURCES, SPANS
 
 # Rows converted before they are sent: the server works on one chunk while the next is converted.
-CHUNK_ROWS: Final = 250
+CHUNK_ROWS: Final = 64
 # A batch starts with few, because their size is not known before they are converted.
 _FIRST_CHUNK_ROWS: Final = 8
 _CHUNK_BYTES: Final = 4 * 1024 * 1024
@@ -30,8 +31,6 @@ UNIX_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 _SPAN_KEYS: Final = frozenset(SpanRow.__annotations__) | {"created_at"}
 _EVENT_KEYS: Final = frozenset(EventRow.__annotations__)
-# The attributes and the columns after them can be large.
-_ATTRIBUTES: Final = SPANS.index["attributes"]
 _DURATION: Final = SPANS.columns[SPANS.index["duration_us"]]
 
 
@@ -56,6 +55,7 @@ class SpanBatch:
         self._kept: dict[int, dict[str, Any]] = {}
         self._rejected: set[int] = set()
         self._events: list[WireRow] | None = None
+        self._has_events = False
 
     @classmethod
     def from_rows(cls, rows: Sequence[GivenRow], project: str, rejections: Rejections) -> SpanBatch:
@@ -80,16 +80,17 @@ class SpanBatch:
     @property
     def has_events(self) -> bool:
         """Tell whether any span of the batch has events."""
-        return any(row.get("events") for row in self._given)
+        return self._has_events
 
     def chunks(self) -> Iterator[list[WireRow]]:
         """Convert and yield the rows a chunk at a time, without rejected ones."""
+        wide = [place for place, column in enumerate(self.layout.columns) if isinstance(column.kind, JsonKind)]
         first, size = 0, _FIRST_CHUNK_ROWS
         while first < len(self._given):
             last = min(first + size, len(self._given))
             rows = self._convert(range(first, last))
             yield rows
-            first, size = last, _next_size(size, rows)
+            first, size = last, _next_size(size, rows, wide)
 
     def rows(self, places: Sequence[int]) -> list[WireRow]:
         """Convert and return the rows at some places."""
@@ -120,6 +121,7 @@ class SpanBatch:
         part.layout = self.layout
         part._given = [self._given[place] for place in places]
         part._keys = {name: [column[place] for place in places] for name, column in self._keys.items()}
+        part._has_events = self._has_events
         part._kept = {at: self._kept[place] for at, place in enumerate(places) if place in self._kept}
         return part
 
@@ -132,6 +134,7 @@ class SpanBatch:
         """Return the same spans without their events."""
         part = self.select(lambda place: True)
         part._given = [{**row, "events": ()} for row in part._given]
+        part._has_events = False
         return part
 
     def without_resources(self) -> SpanBatch:
@@ -176,7 +179,8 @@ class SpanBatch:
 
     def _take(self, rows: Sequence[GivenRow], project: str) -> None:
         known, present = known_rows(rows, _SPAN_KEYS, self.rejections)
-        known = _well_formed(known, self.rejections)
+        known = _well_formed(known, present, self.rejections)
+        self._has_events = "events" in present and any(row.get("events") for row in known)
         self.layout = SPANS.layout(present)
         failed: dict[int, str] = {}
         kept: dict[int, dict[str, Any]] = {}
@@ -198,9 +202,12 @@ class SpanBatch:
 
     def _fold(self, keys: Mapping[str, list[Any]], failed: Mapping[int, str]) -> list[int]:
         """Return the places of the rows to write, in writing order, one for each key."""
+        ordered = list(zip(*(keys[name] for name in SPANS.order), strict=True))
+        if not failed and len(set(ordered)) == len(ordered):
+            return sorted(range(len(ordered)), key=ordered.__getitem__)
         best: dict[tuple[Any, ...], int] = {}
         ends = keys["end_time"]
-        for place, key in enumerate(zip(*(keys[name] for name in SPANS.order), strict=True)):
+        for place, key in enumerate(ordered):
             if place in failed:
                 continue
             first = best.setdefault(key, place)
@@ -211,18 +218,18 @@ class SpanBatch:
         return [best[key] for key in sorted(best)]
 
     def _resolve_resources(self) -> list[Any]:
-        known: dict[tuple[int, str], Any] = {}
-        ids = []
-        for row, project in zip(self._given, self._keys["project"], strict=True):
-            resource = row.get("resource")
-            if resource is None:
-                ids.append(row.get("resource_id"))
-                continue
+        ids = [row.get("resource_id") for row in self._given]
+        given = [row.get("resource") for row in self._given]
+        if given.count(None) < len(given):
             # Decoders share one object among all spans of a resource.
-            key = (id(resource), project)
-            if key not in known:
-                known[key] = self._resolve_resource(resource, project)
-            ids.append(known[key])
+            keys = list(zip(map(id, given), self._keys["project"], strict=True))
+            resolved = {
+                key: None if resource is None else self._resolve_resource(resource, key[1])
+                for key, resource in dict(zip(keys, given, strict=True)).items()
+            }
+            ids = [
+                own if resource is None else resolved[key] for own, resource, key in zip(ids, given, keys, strict=True)
+            ]
         failed: dict[int, str] = {}
         converted = convert_column(SPANS.columns[SPANS.index["resource_id"]], ids, failed, {})
         for place, reason in failed.items():
@@ -262,6 +269,8 @@ class SpanBatch:
         return [row for at, row in enumerate(rows) if at not in failed]
 
     def _convert_events(self) -> list[WireRow]:
+        if not self._has_events:
+            return []
         ready: dict[str, list[Any]] = {name: [] for name in (*EVENTS.key, "project")}
         rows: list[GivenRow] = []
         keys = (self._keys[name] for name in (*SPANS.key, "project"))
@@ -386,7 +395,7 @@ def _content_index(row: GivenRow) -> int:
     return LOOSE_EVENTS + int.from_bytes(content[:8]) % LOOSE_EVENTS
 
 
-def _well_formed(rows: Sequence[GivenRow], rejections: Rejections) -> Sequence[GivenRow]:
+def _well_formed(rows: Sequence[GivenRow], present: frozenset[str], rejections: Rejections) -> Sequence[GivenRow]:
     """Reject spans whose events, resource or project are not of the shape that these have."""
     checks: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         ("project", lambda value: isinstance(value, str), "text"),
@@ -394,11 +403,20 @@ def _well_formed(rows: Sequence[GivenRow], rejections: Rejections) -> Sequence[G
         ("events", _is_list_of_mappings, "a list of mappings"),
     )
     for name, fits, shape in checks:
-        bad = {place for place, row in enumerate(rows) if row.get(name) is not None and not fits(row[name])}
-        for place in sorted(bad):
-            rejections.add(rows[place], f"{name} is of another shape; it must be {shape}")
+        if name not in present:
+            continue
+        values = [row.get(name) for row in rows]
+        # Most spans share these, or have none: each object is looked at once.
+        bad = {
+            id(value)
+            for value in dict(zip(map(id, values), values, strict=True)).values()
+            if value is not None and not fits(value)
+        }
         if bad:
-            rows = [row for place, row in enumerate(rows) if place not in bad]
+            for row, value in zip(rows, values, strict=True):
+                if id(value) in bad:
+                    rejections.add(row, f"{name} is of another shape; it must be {shape}")
+            rows = [row for row, value in zip(rows, values, strict=True) if id(value) not in bad]
     return rows
 
 
@@ -410,9 +428,9 @@ def _is_list_of_mappings(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(item, Mapping) for item in value)
 
 
-def _next_size(size: int, rows: Sequence[WireRow]) -> int:
+def _next_size(size: int, rows: Sequence[WireRow], wide: Sequence[int]) -> int:
     """Return the number of rows of the next chunk: fewer where rows are large, so that memory stays bounded."""
-    written = sum(len(value) for row in rows for value in row[_ATTRIBUTES:] if type(value) is bytes)
+    written = sum(len(row[place]) for place in wide for row in rows if row[place] is not None)
     if written > _CHUNK_BYTES:
         return max(1, size * _CHUNK_BYTES // written)
     return min(size * 4, CHUNK_ROWS)

@@ -16,7 +16,6 @@ from observatory_storage.writers.convert import GivenRow, as_mapping
 KINDS: Final = ("span", "event", "trace")
 # Rows that are appended under one hold of the lock.
 _PUT_ROWS: Final = 500
-Item = tuple[str, GivenRow]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +31,20 @@ class BufferStats:
     last_error: str | None
 
 
+@dataclass(slots=True)
+class _Run:
+    """Rows of one kind that came together."""
+
+    since: float
+    kind: str
+    rows: list[GivenRow]
+
+
 class RowBuffer:
     """A queue of rows in the order they came. Safe for threads; `put` waits while it is full.
 
     Rows leave it when they are committed, not when they are looked at: whatever interrupts the one who
-    writes them, they are still here.
+    writes them, they are still here. They are kept in runs, so that a row costs no object of its own.
     """
 
     def __init__(self, capacity: int, full_timeout_seconds: float) -> None:
@@ -48,11 +56,12 @@ class RowBuffer:
         """Start empty, with locks of its own: also what a forked child does, whose copies may be held."""
         self.last_error: str | None = None
         self.closed = False
-        self._items: deque[tuple[float, Item]] = deque()
+        self._runs: deque[_Run] = deque()
+        self._size = 0
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
-        return len(self._items)
+        return self._size
 
     def put(self, kind: str, rows: Iterable[object]) -> None:
         """Append copies of rows; where the buffer is full, wait for room.
@@ -66,7 +75,8 @@ class RowBuffer:
             chunk: list[GivenRow] = []
             try:
                 for row in islice(left, _PUT_ROWS):
-                    chunk.append(as_mapping(row))
+                    # A copy: the caller may go on with theirs.
+                    chunk.append(dict(as_mapping(row)))
             except RejectedRowError as error:
                 self._put(kind, chunk, taken)
                 raise RejectedRowError(f"row {taken + len(chunk) + 1}: {error.reason}") from None
@@ -92,27 +102,41 @@ class RowBuffer:
                         f"the writer's buffer of {self.capacity} rows stayed full for "
                         f"{self._full_timeout_seconds:g} s{reason}; {taken + first} rows of this call were taken",
                         taken=taken + first,
-                        unwritten=len(self._items),
+                        unwritten=self._size,
                     )
-                some = rows[first : first + self.capacity - len(self._items)]
-                now = time.monotonic()
-                self._items.extend((now, (kind, row)) for row in some)
+                some = rows[first : first + self.capacity - self._size]
+                self._runs.append(_Run(time.monotonic(), kind, some))
+                self._size += len(some)
                 first += len(some)
                 self._changed.notify_all()
 
     def _may_put(self) -> bool:
-        return self.closed or len(self._items) < self.capacity
+        return self.closed or self._size < self.capacity
 
-    def peek(self, limit: int) -> list[Item]:
-        """Return the oldest rows; they stay."""
+    def peek(self, limit: int) -> dict[str, list[GivenRow]]:
+        """Return the oldest rows, by kind; they stay."""
+        found: dict[str, list[GivenRow]] = {kind: [] for kind in KINDS}
         with self._changed:
-            return [item for _, item in islice(self._items, limit)]
+            left = min(limit, self._size)
+            for run in self._runs:
+                if not left:
+                    break
+                found[run.kind].extend(run.rows[:left])
+                left -= min(left, len(run.rows))
+        return found
 
     def drop(self, number: int) -> None:
         """Remove the oldest rows: they are committed."""
         with self._changed:
-            for _ in range(number):
-                self._items.popleft()
+            while number:
+                run = self._runs[0]
+                if len(run.rows) > number:
+                    run.rows = run.rows[number:]
+                    self._size -= number
+                    break
+                self._runs.popleft()
+                self._size -= len(run.rows)
+                number -= len(run.rows)
             self._changed.notify_all()
 
     def close(self, closed: bool = True) -> None:
@@ -129,8 +153,8 @@ class RowBuffer:
     def wait_for_batch(self, rows: int, age_seconds: float) -> bool:
         """Wait until so many rows are there or the oldest has that age; false once the buffer is closed."""
         with self._changed:
-            while not self.closed and len(self._items) < rows:
-                left = self._items[0][0] + age_seconds - time.monotonic() if self._items else None
+            while not self.closed and self._size < rows:
+                left = self._runs[0].since + age_seconds - time.monotonic() if self._runs else None
                 if left is not None and left <= 0:
                     break
                 self._changed.wait(left)
@@ -139,13 +163,15 @@ class RowBuffer:
     def stats(self) -> BufferStats:
         """Count what is here."""
         with self._changed:
-            kinds = [kind for _, (kind, _) in self._items]
+            counts = dict.fromkeys(KINDS, 0)
+            for run in self._runs:
+                counts[run.kind] += len(run.rows)
             return BufferStats(
-                rows=len(kinds),
-                spans=kinds.count("span"),
-                events=kinds.count("event"),
-                traces=kinds.count("trace"),
+                rows=self._size,
+                spans=counts["span"],
+                events=counts["event"],
+                traces=counts["trace"],
                 capacity=self.capacity,
-                oldest_age_seconds=time.monotonic() - self._items[0][0] if self._items else 0.0,
+                oldest_age_seconds=time.monotonic() - self._runs[0].since if self._runs else 0.0,
                 last_error=self.last_error,
             )

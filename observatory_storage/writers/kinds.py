@@ -35,6 +35,7 @@ _INT8: Final = (-(2**63), 2**63 - 1)
 _JSONB_VERSION: Final = b"\x01"
 # What jsonb can hold as a whole.
 _JSONB_LIMIT: Final = 268_435_455
+_find_nul: Final = re.compile(re.escape(NUL_ESCAPE)).search
 _INTEGER: Final = re.compile(r"\s*[+-]?[0-9]{1,25}\s*", re.ASCII)
 _NO_PARENT: Final = ("", b"", bytes(8), "0" * 16)
 
@@ -260,12 +261,12 @@ class JsonKind(Kind):
 
     def bulk(self, values: list[Any]) -> list[Any] | None:
         try:
-            encoded = [None if value is None else orjson.dumps(value) for value in values]
+            encoded = [None if value is None else _JSONB_VERSION + orjson.dumps(value) for value in values]
         except (orjson.JSONEncodeError, RecursionError):
             return None
-        if any(item is not None and (NUL_ESCAPE in item or len(item) > _JSONB_LIMIT) for item in encoded):
-            return None
-        return [None if item is None else _JSONB_VERSION + item for item in encoded]
+        # One search in all of them takes half the time of one in each.
+        joined = b"".join(filter(None, encoded))
+        return None if len(joined) > _JSONB_LIMIT or _find_nul(joined) else encoded
 
     def convert(self, value: Any) -> bytes:
         try:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import psycopg
+from psycopg.copy import LibpqWriter
+from psycopg.types.string import BytesBinaryDumper
 
 from observatory_storage.writers import sql, wire
 from observatory_storage.writers.convert import WireRow
@@ -17,6 +19,9 @@ Connection = psycopg.Connection[Any]
 # message may exceed 1 GB.
 _INSERT_ROWS: Final = 1_000
 _INSERT_BYTES: Final = 32 * 1024 * 1024
+# What libpq may hold before a COPY waits for the server. While it waits nothing is converted, and afterwards the
+# server waits for the next chunk: with psycopg's own 1 MB both stand still for a fifth of the time.
+_UNFLUSHED_BYTES: Final = 8 * 1024 * 1024
 _INSERT_STATEMENTS: Final = {
     "trace_spans": sql.INSERT_SPANS,
     "trace_events": sql.INSERT_EVENTS,
@@ -27,13 +32,18 @@ _INSERT_STATEMENTS: Final = {
 def copy_rows(connection: Connection, table: str, layout: Layout, chunks: Iterable[Sequence[WireRow]]) -> int:
     """COPY rows straight into a table; a duplicate raises. Returns their number."""
     written = 0
-    with connection.cursor() as cursor, cursor.copy(sql.copy_into(table, layout)) as copy:
-        copy.set_types([column.kind.copy_type for column in layout.columns])
-        write_row = copy.write_row
-        for chunk in chunks:
-            for row in chunk:
-                write_row(row)
-            written += len(chunk)
+    with connection.cursor() as cursor:
+        # Asked by type name, psycopg takes its last dumper of bytes, which is in Python (1.2 µs a span).
+        cursor.adapters.register_dumper(bytes, BytesBinaryDumper)
+        writer = LibpqWriter(cursor)
+        writer.flush_threshold = _UNFLUSHED_BYTES
+        with cursor.copy(sql.copy_into(table, layout), writer=writer) as copy:
+            copy.set_types([column.kind.copy_type for column in layout.columns])
+            write_row = copy.write_row
+            for chunk in chunks:
+                for row in chunk:
+                    write_row(row)
+                written += len(chunk)
     return written
 
 

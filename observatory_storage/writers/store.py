@@ -183,7 +183,7 @@ class BatchStore:
         return self._config.method is WriteMethod.COPY
 
     def _make_partitions(self, batch: Batch) -> None:
-        days = {start // _DAY_US for start in batch.spans.start_times}
+        days = _days(batch.spans.start_times)
         event_days = {event[2] // _DAY_US for event in batch.events.rows}
         if batch.spans.has_events:
             event_days |= days
@@ -194,6 +194,13 @@ class BatchStore:
             dates = [_EPOCH + dt.timedelta(days=day) for day in wanted if first <= day <= last]
             if dates:
                 self._partitions.ensure(table, dates, at_most=_NEW_PARTITIONS)
+
+
+def _days(start_times: Sequence[int]) -> set[int]:
+    """Return the days, as numbers, of ascending times."""
+    if start_times and start_times[0] // _DAY_US == start_times[-1] // _DAY_US:
+        return {start_times[0] // _DAY_US}
+    return {start // _DAY_US for start in start_times}
 
 
 def _worth_a_retry(error: BaseException) -> bool:

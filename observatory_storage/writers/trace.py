@@ -15,9 +15,8 @@ from observatory_storage.errors import RejectedRowError, StorageError, WriteErro
 from observatory_storage.identity import resolve_span_id, resolve_trace_id
 from observatory_storage.models import EventRow, SpanRow, Trace, TraceEvent, TraceRow, TraceSpan
 from observatory_storage.writers import background
-from observatory_storage.writers.buffer import KINDS, BufferStats, RowBuffer
+from observatory_storage.writers.buffer import BufferStats, RowBuffer
 from observatory_storage.writers.config import WriterConfig
-from observatory_storage.writers.convert import GivenRow
 from observatory_storage.writers.store import BatchStore, Stored
 
 if TYPE_CHECKING:
@@ -244,12 +243,10 @@ class TraceWriter:
 
     def _write_batch(self) -> int:
         """Write one batch and return its rows."""
-        items = self._buffer.peek(self._batch_size)
-        if not items:
+        rows = self._buffer.peek(self._batch_size)
+        number = sum(map(len, rows.values()))
+        if not number:
             return 0
-        rows: dict[str, list[GivenRow]] = {kind: [] for kind in KINDS}
-        for kind, row in items:
-            rows[kind].append(row)
         stored = Stored()
         try:
             self._store.store(rows["span"], rows["event"], rows["trace"], stored)
@@ -259,16 +256,16 @@ class TraceWriter:
             self._buffer.last_error = reason
             waiting = len(self._buffer)
             raise WriteError(
-                f"a batch of {len(items)} rows was not committed: {reason}; {waiting} rows are held and will be "
+                f"a batch of {number} rows was not committed: {reason}; {waiting} rows are held and will be "
                 "tried again",
                 unwritten=waiting,
                 sqlstate=error.sqlstate if isinstance(error, StorageError) else None,
             ) from error
         finally:
             self._account(stored)
-        self._buffer.drop(len(items))
+        self._buffer.drop(number)
         self._buffer.last_error = None
-        return len(items)
+        return number
 
     def _account(self, stored: Stored) -> None:
         old, new = self._stats, stored.outcome
