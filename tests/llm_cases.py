@@ -118,11 +118,11 @@ json_values = st.recursive(
 json_objects = st.dictionaries(_keys, json_values, max_size=4)
 _years = (dt.datetime(1, 1, 2), dt.datetime(9999, 12, 30))
 times = st.datetimes(*_years) | st.datetimes(*_years, timezones=st.timezones())
-_counts = st.none() | st.integers(0, 2**62 - 1)
+_counts = st.none() | st.integers(0, 10**12)
 _amounts = (
     st.none()
-    | st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**6), max_value=10**6)
-    | st.sampled_from([Decimal("1e-16383"), Decimal("1E+999"), Decimal("0." + "123456789" * 9)])
+    | st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**6), max_value=10**6, places=12)
+    | st.sampled_from([Decimal("1e-30"), Decimal("999999999999999"), Decimal("0." + "123456789" * 3)])
 )
 _milliseconds = st.none() | st.floats(0, 1e15) | st.integers(0, 10**6)
 

@@ -213,8 +213,8 @@ class TestParts:
         assert growing.total_tokens == 7
         assert Cost(input_usd=Decimal("0.1"), output_usd=Decimal("0.2")).total_usd == Decimal("0.3")
         assert Cost(input_usd=Decimal("0.1")).total_usd is None
-        long = Decimal("0." + "1" * 50)
-        assert Cost(input_usd=Decimal(10), output_usd=long).total_usd == Decimal("10." + "1" * 50)
+        long = Decimal("0." + "1" * 30)
+        assert Cost(input_usd=Decimal(10), output_usd=long).total_usd == Decimal("10." + "1" * 30)
         assert Cost.model_validate({"total_usd": 0.1}).total_usd == Decimal("0.1")
 
     @pytest.mark.parametrize(
@@ -257,11 +257,11 @@ class TestParts:
         ("part", "field", "value"),
         [
             (TokenUsage, "input_tokens", -1),
-            (TokenUsage, "output_tokens", 2**62),
+            (TokenUsage, "output_tokens", 10**12 + 1),
             (Cost, "total_usd", "NaN"),
             (Cost, "total_usd", "Infinity"),
-            (Cost, "total_usd", "1e-16384"),
-            (Cost, "input_usd", "1e1000"),
+            (Cost, "total_usd", "1e-31"),
+            (Cost, "input_usd", "1e15"),
             (LlmMetadata, "user", "typo"),
         ],
     )

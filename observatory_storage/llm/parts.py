@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from observatory_storage.models.limits import MAX_TOKENS, is_amount
 from observatory_storage.text import repair_json, repair_text
 
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
@@ -37,11 +38,15 @@ def _utc(value: dt.datetime) -> dt.datetime:
         raise ValueError("the time lies outside the years 1 to 9999 in UTC") from None
 
 
-def _storable(value: Decimal) -> Decimal:
-    exponent = value.as_tuple().exponent
-    # numeric keeps 16,383 digits after the point; nobody's costs have 1,000 before it.
-    if not isinstance(exponent, int) or exponent < -16_383 or value.adjusted() >= 1000:
-        raise ValueError("the amount cannot be stored exactly")
+def _amount(value: Decimal) -> Decimal:
+    if not is_amount(value):
+        raise ValueError("it is no amount of money: it has 10^15 or more, or over 30 digits after the point")
+    return value
+
+
+def _total(value: Decimal) -> Decimal:
+    if not is_amount(value, total=True):
+        raise ValueError("it is no amount of money: it has 10^16 or more, or over 30 digits after the point")
     return value
 
 
@@ -57,11 +62,12 @@ Json = Annotated[Any, BeforeValidator(repair_json)]
 JsonObject = Annotated[dict[str, Any], BeforeValidator(repair_json)]
 Time = Annotated[dt.datetime, AfterValidator(_utc)]
 """A time in UTC with microseconds; one without a zone is taken as UTC."""
-# Half of what the column holds, so that the sum of two fits.
-Count = Annotated[int, Field(ge=0, lt=2**62)]
+Count = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+TotalCount = Annotated[int, Field(ge=0, le=2 * MAX_TOKENS)]
 Milliseconds = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
-Usd = Annotated[Decimal, AfterValidator(_storable)]
+Usd = Annotated[Decimal, AfterValidator(_amount)]
 """An amount of US dollars, exact. A float is taken by its shortest decimal form."""
+TotalUsd = Annotated[Decimal, AfterValidator(_total)]
 
 
 class Model(BaseModel):
@@ -166,7 +172,7 @@ class TokenUsage(Model):
     cached_input_tokens: Count | None = None
     cache_write_input_tokens: Count | None = None
     reasoning_tokens: Count | None = None
-    total_tokens: Count | None = None
+    total_tokens: TotalCount | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -182,7 +188,7 @@ class Cost(Model):
 
     input_usd: Usd | None = None
     output_usd: Usd | None = None
-    total_usd: Usd | None = None
+    total_usd: TotalUsd | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -16,6 +16,7 @@ from observatory_storage.writers.convert import (
     convert_column,
     convert_rows,
     known_rows,
+    unknown_keys,
 )
 from observatory_storage.writers.kinds import JsonKind
 from observatory_storage.writers.tables import EVENTS, RESOURCES, SPANS
@@ -272,6 +273,7 @@ class SpanBatch:
         if not self._has_events:
             return []
         ready: dict[str, list[Any]] = {name: [] for name in (*EVENTS.key, "project")}
+        sources: list[tuple[GivenRow, GivenRow]] = []
         rows: list[GivenRow] = []
         keys = (self._keys[name] for name in (*SPANS.key, "project"))
         for place, (row, *key, project) in enumerate(zip(self._given, *keys, strict=True)):
@@ -280,12 +282,23 @@ class SpanBatch:
                 continue
             start_time = _start_of(row)
             for index, event in enumerate(events):
-                if not known_rows([event], _EVENT_KEYS, self.rejections)[0]:
+                reason = unknown_keys(event, _EVENT_KEYS)
+                if reason is not None:
+                    self._reject_event(row, event, reason)
                     continue
+                sources.append((row, event))
                 rows.append(event if event.get("timestamp") is not None else {**event, "timestamp": start_time})
                 for name, value in zip(ready, (*key, index, project), strict=True):
                     ready[name].append(value)
-        return self.rejections.sift(rows, lambda failed: convert_rows(EVENTS.full, rows, failed, ready=ready))
+        failed: dict[int, str] = {}
+        converted = convert_rows(EVENTS.full, rows, failed, ready=ready)
+        for at, reason in failed.items():
+            self._reject_event(*sources[at], reason)
+        return [row for at, row in enumerate(converted) if at not in failed]
+
+    def _reject_event(self, span: GivenRow, event: GivenRow, reason: str) -> None:
+        named = {"trace_id": span.get("trace_id"), "span_id": span.get("span_id"), "span_start_time": _start_of(span)}
+        self.rejections.add_once(event, reason, {**event, **named})
 
 
 def span_key(row: Sequence[Any]) -> bytes:

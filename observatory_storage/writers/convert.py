@@ -31,11 +31,14 @@ class Rejections:
         """Reject one row."""
         self.errors.append(RejectedRowError(reason, row=row, sqlstate=sqlstate))
 
-    def add_once(self, row: GivenRow, reason: str) -> None:
-        """Reject one row, unless this very object was rejected before: parts of a batch share it."""
+    def add_once(self, row: GivenRow, reason: str, named: GivenRow | None = None) -> None:
+        """Reject one row, unless this very object was rejected before: parts of a batch share it.
+
+        `named` is handed over in its place, where the row itself does not say what it belongs to.
+        """
         if id(row) not in self._once:
             self._once.add(id(row))
-            self.add(row, reason)
+            self.add(row if named is None else named, reason)
 
     def sift(self, rows: Sequence[GivenRow], convert: Callable[[dict[int, str]], list[WireRow]]) -> list[WireRow]:
         """Convert rows; reject those for which `convert` gives a reason and return the others."""
@@ -140,19 +143,27 @@ def known_rows(
     Rows of one producer share a few shapes, so that a shape is looked at once and not each row's keys.
     """
     shapes = set(map(tuple, rows))
-    unknown = {shape: sorted(map(str, set(shape) - known)) for shape in shapes if not known.issuperset(shape)}
+    unknown = {shape for shape in shapes if not known.issuperset(shape)}
     present = frozenset().union(*shapes)
     if not unknown:
         return rows, present
     good = []
     for row in rows:
-        keys = unknown.get(tuple(row))
-        if keys is None:
+        reason = unknown_keys(row, known) if tuple(row) in unknown else None
+        if reason is None:
             good.append(row)
         else:
-            names = ", ".join(_shown(key) for key in keys[:5]) + (", …" if len(keys) > 5 else "")
-            rejections.add_once(row, f"unknown column {names}: what is not a column belongs into attributes")
+            rejections.add_once(row, reason)
     return good, present
+
+
+def unknown_keys(row: GivenRow, known: frozenset[str]) -> str | None:
+    """Return the reason to reject a row with keys that are no column, or None."""
+    unknown = sorted(map(str, row.keys() - known))
+    if not unknown:
+        return None
+    names = ", ".join(_shown(key) for key in unknown[:5]) + (", …" if len(unknown) > 5 else "")
+    return f"unknown column {names}: what is not a column belongs into attributes"
 
 
 def _with_originals(attributes: Any, originals: Mapping[str, Any]) -> Any:

@@ -23,6 +23,7 @@ import orjson
 
 from observatory_storage.errors import RejectedRowError
 from observatory_storage.identity import is_hex_span_id, is_hex_trace_id, resolve_span_id, trace_id_bytes
+from observatory_storage.models.limits import MAX_TOKENS, is_amount
 from observatory_storage.text import NUL_ESCAPE, digits, encode_json, repair_text
 from observatory_storage.writers import wire
 
@@ -136,7 +137,7 @@ class IntKind(Kind):
     copy_type = "int8"
     array_type = "int8"
     element_oid = 20
-    limits: ClassVar[tuple[int, int]] = _INT8
+    limits: tuple[int, int] = _INT8
 
     def bulk(self, values: list[Any]) -> list[Any] | None:
         if not set(map(type, values)) <= {int, _NONE}:
@@ -165,7 +166,8 @@ class IntKind(Kind):
 class TokenKind(IntKind):
     """A number of tokens: so bounded that no sum of a trace's leaves 64 bits."""
 
-    limits = (0, 10**12)
+    def __init__(self, *, total: bool = False) -> None:
+        self.limits = (0, MAX_TOKENS * (2 if total else 1))
 
 
 class BoolKind(Kind):
@@ -198,10 +200,13 @@ class DecimalKind(Kind):
     element_oid = 25
     cast = "numeric"
 
+    def __init__(self, *, total: bool = False) -> None:
+        self.total = total
+
     def bulk(self, values: list[Any]) -> list[Any] | None:
         if not set(map(type, values)) <= {Decimal, _NONE}:
             return None
-        return values if all(value is None or _is_amount(value) for value in values) else None
+        return values if all(value is None or is_amount(value, total=self.total) for value in values) else None
 
     def convert(self, value: Any) -> Decimal:
         try:
@@ -210,7 +215,7 @@ class DecimalKind(Kind):
             number = Decimal(value)
         except (InvalidOperation, TypeError, ValueError):
             raise Unfit(None) from None
-        if not _is_amount(number):
+        if not is_amount(number, total=self.total):
             raise Unfit(None)
         return number
 
@@ -387,10 +392,6 @@ def _text(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return digits(value)
     return repair_text(value if isinstance(value, str) else str(value))
-
-
-def _is_amount(value: Decimal) -> bool:
-    return value.is_finite() and (not value or (value.adjusted() < 15 and int(value.as_tuple().exponent) >= -30))
 
 
 def _is_whole(value: float | Decimal) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Final
 
 from observatory_storage.models.trace import SPAN_KINDS, STATUSES
@@ -114,8 +115,8 @@ SPANS: Final = WriteTable(
         Column("counts_usage", _BOOL, default=False),
         Column("input_tokens", _TOKENS),
         Column("output_tokens", _TOKENS),
-        Column("total_tokens", _TOKENS),
-        Column("cost_usd", _USD),
+        Column("total_tokens", TokenKind(total=True)),
+        Column("cost_usd", DecimalKind(total=True)),
         Column("user_id", _INDEXED),
         Column("session_id", _INDEXED),
         Column("resource_id", _CONTENT_ID),
@@ -202,7 +203,7 @@ TRACES: Final = WriteTable(
         Column("input_tokens", _INT, default=0),
         Column("output_tokens", _INT, default=0),
         Column("total_tokens", _INT, default=0),
-        Column("cost_usd", _USD, default=0),
+        Column("cost_usd", _USD, default=Decimal(0)),
         Column("user_id", _INDEXED),
         Column("session_id", _INDEXED),
         Column("resource_id", _CONTENT_ID),

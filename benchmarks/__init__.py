@@ -1,0 +1,1 @@
+"""Benchmarks: `pytest benchmarks --benchmark-enable` for all, `--quick` for fewer rows."""

@@ -1,0 +1,105 @@
+"""A server with the settings it comes with, a pool on it, and the tables that are printed at the end."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+import psycopg
+import pytest
+
+from observatory_storage.embedded import embedded_server
+from observatory_storage.pool import StoragePool
+from tests.servers import GIVEN_URL, database, private_directory
+
+_SETTINGS = ("shared_buffers", "fsync", "synchronous_commit", "full_page_writes", "wal_level", "max_wal_size")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much a run does. Only a full or a quick run is long enough for its figures to be judged."""
+
+    rows: int
+    rounds: int
+    is_judged: bool
+
+
+_REPORT = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="fewer rows and rounds")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_REPORT] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash[_REPORT]:
+        terminalreporter.write_line(line)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Lines that are printed after all tests."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, title: str, *lines: str) -> None:
+        self.lines.extend(["", title, *lines])
+
+
+@pytest.fixture(scope="session")
+def report(pytestconfig: pytest.Config) -> Report:
+    return Report(pytestconfig.stash[_REPORT])
+
+
+@pytest.fixture(scope="session")
+def size(pytestconfig: pytest.Config) -> Size:
+    if not pytestconfig.getoption("benchmark_enable"):
+        return Size(rows=1_000, rounds=1, is_judged=False)
+    if pytestconfig.getoption("quick"):
+        return Size(rows=10_000, rounds=7, is_judged=True)
+    return Size(rows=30_000, rounds=11, is_judged=True)
+
+
+@pytest.fixture(scope="session")
+def url() -> Iterator[str]:
+    """A database of its own: on the server of OBSERVATORY_TEST_DATABASE_URL, else on the wheel's.
+
+    Unlike the server of the tests it keeps the wheel's settings: commits are flushed to disk.
+    """
+    with ExitStack() as stack:
+        if GIVEN_URL:
+            server_url = GIVEN_URL
+        else:
+            directory = stack.enter_context(private_directory("bench"))
+            server_url = stack.enter_context(embedded_server(directory / "data")).url
+        yield stack.enter_context(database(server_url))
+
+
+@pytest.fixture(scope="session")
+def pool(url: str) -> Iterator[StoragePool]:
+    """One connection: every way writes by the same session."""
+    with StoragePool.from_url(url, min_connections=1, max_connections=1) as pool:
+        pool.run_migrations()
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def machine(url: str) -> str:
+    """What the figures depend on, in one line."""
+    with psycopg.connect(url) as connection:
+        settings = {name: connection.execute(f"SHOW {name}").fetchone() for name in _SETTINGS}
+        server = connection.info.parameter_status("server_version")
+    shown = ", ".join(f"{name} {value[0]}" for name, value in settings.items() if value is not None)
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return (
+        f"{os.cpu_count()} CPUs{load}, Python {platform.python_version()}, psycopg {version('psycopg')} "
+        f"({psycopg.pq.__impl__}), SQLAlchemy {version('SQLAlchemy')}, PostgreSQL {server}: {shown}"
+    )

@@ -1,0 +1,176 @@
+"""Spans as agents leave them, for benchmarks: seeded, skewed, of about 1.6 kB in the COPY stream.
+
+Shapes and shares follow recorded agent runs: of 20 spans one is the agent's, 13 call a model, 6 run a tool.
+A model's popularity, a user's and a session's activity fall off as in real traffic; prompts are long, answers
+short, and lengths scatter by an order of magnitude.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+from collections.abc import Iterator
+from decimal import Decimal
+from itertools import chain
+from typing import Any, Final
+
+from observatory_storage.identity import content_id
+from observatory_storage.models import ResourceRow, SpanRow
+
+SPANS_PER_TRACE: Final = 20
+# Models with their share and their prices in millionths of a dollar for a thousand tokens.
+_MODELS: Final = (
+    ("openai", "gpt-4o-mini", "gpt-4o-mini-2024-07-18", 55, 150, 600),
+    ("openai", "gpt-4o", "gpt-4o-2024-08-06", 20, 2_500, 10_000),
+    ("anthropic", "claude-sonnet-4-5", "claude-sonnet-4-5-20250929", 15, 3_000, 15_000),
+    ("google", "gemini-2.5-flash", "gemini-2.5-flash", 7, 300, 2_500),
+    ("mistral", "mistral-large-latest", "mistral-large-2411", 3, 2_000, 6_000),
+)
+_SERVICES: Final = ("support-agent", "booking-agent", "search", "batch-evaluation")
+_TOOLS: Final = ("get_reservation_details", "search_direct_flight", "calculate", "get_user_details", "think")
+_PROSE: Final = (
+    "the customer asked for a refund of the flight from Boston to Seattle because it was delayed by weather and "
+    "would like to keep the seats in economy with two checked bags please confirm that the payment goes back to "
+    "the gift card which was used for this reservation I can only help with one request at a time according to "
+    "policy basic economy cannot be modified but can be cancelled within 24 hours of booking thank you"
+)
+_USERS: Final = 2_000
+_TEXTS: Final = 400
+
+
+class SpanSource:
+    """Makes spans, the same ones for one seed and day, trace by trace and in time order within a trace."""
+
+    def __init__(self, seed: int = 1, day: dt.date | None = None) -> None:
+        self._dice = random.Random(seed)
+        # All times lie in one day: one partition, as live traffic has.
+        date = day or dt.datetime.now(dt.UTC).date()
+        self._clock = dt.datetime(date.year, date.month, date.day, tzinfo=dt.UTC)
+        self._resources = [_resource(name, host) for name in _SERVICES for host in range(3)]
+        self._texts = [self._text() for _ in range(_TEXTS)]
+
+    def spans(self, count: int) -> list[SpanRow]:
+        """Return spans of whole traces, as an OTLP decoder makes them; `count` is a multiple of 20."""
+        assert count % SPANS_PER_TRACE == 0
+        return list(chain.from_iterable(self._trace() for _ in range(count // SPANS_PER_TRACE)))
+
+    def _trace(self) -> Iterator[SpanRow]:
+        dice = self._dice
+        self._clock += dt.timedelta(microseconds=int(dice.expovariate(1 / 20_000)) + 1)
+        trace_id = dice.randbytes(16)
+        ids = [dice.randbytes(8) for _ in range(SPANS_PER_TRACE)]
+        resource = dice.choices(self._resources, range(len(self._resources), 0, -1))[0]
+        user = f"user_{int(dice.paretovariate(1.1)) % _USERS:05d}"
+        start = self._clock
+        for place, span_id in enumerate(ids):
+            operation = "invoke_agent" if place == 0 else "execute_tool" if place % 3 == 0 else "chat"
+            took = dt.timedelta(microseconds=int(dice.lognormvariate(13.0, 0.8)))
+            row: SpanRow = {
+                "resource": resource,
+                "service_name": resource["service_name"],
+                "environment": "production",
+                "scope_name": "opentelemetry.instrumentation.genai.openai",
+                "scope_version": "1.3b0",
+                "trace_id": trace_id,
+                "span_id": span_id,
+                "parent_span_id": ids[0] if place else None,
+                "name": operation,
+                "kind": "client" if operation == "chat" else "internal",
+                "start_time": start,
+                "end_time": start + took,
+                "duration_us": took // dt.timedelta(microseconds=1),
+                "status": dice.choices(("unset", "ok", "error"), (90, 7, 3))[0],
+                "flags": 256,
+                "operation": operation,
+                "user_id": user,
+                "session_id": f"session_{trace_id.hex()[:12]}",
+                "counts_usage": operation == "chat",
+            }
+            if row["status"] == "error":
+                row["status_message"] = "Error code: 429 - rate limit reached for requests"
+            row.update(self._model_call() if operation == "chat" else self._step(operation))
+            yield row
+            start += took
+
+    def _model_call(self) -> SpanRow:
+        dice = self._dice
+        provider, model, response_model, _, price_in, price_out = dice.choices(_MODELS, [m[3] for m in _MODELS])[0]
+        prompt, answer = self._some(670), self._some(150)
+        tokens_in, tokens_out = len(prompt) // 4 + dice.randrange(400), len(answer) // 4 + 8
+        return {
+            "name": f"chat {model}",
+            "provider": provider,
+            "model": model,
+            "response_model": response_model,
+            "input_tokens": tokens_in,
+            "output_tokens": tokens_out,
+            "cached_input_tokens": tokens_in // 2 if dice.random() < 0.3 else 0,
+            "total_tokens": tokens_in + tokens_out,
+            "cost_usd": Decimal(tokens_in * price_in + tokens_out * price_out).scaleb(-9),
+            "ttft_us": int(dice.lognormvariate(12.2, 0.5)),
+            "finish_reason": "stop" if dice.random() < 0.7 else "tool_calls",
+            "input": [
+                {"role": "system", "content": "You are an airline agent. Follow the policy."},
+                {"role": "user", "content": prompt},
+            ],
+            "output": [{"role": "assistant", "content": answer}],
+            "attributes": {
+                "server.address": "api.example.com",
+                "server.port": 443,
+                "gen_ai.request.temperature": 0.2,
+                "gen_ai.request.max_tokens": 1024,
+                "gen_ai.response.id": f"chatcmpl-{dice.randbytes(15).hex()}",
+                "gen_ai.response.finish_reasons": ["stop"],
+                "gen_ai.request.is_stream": dice.random() < 0.5,
+            },
+        }
+
+    def _step(self, operation: str) -> SpanRow:
+        tool = self._dice.choice(_TOOLS)
+        return {
+            "name": f"{operation} {tool}" if operation == "execute_tool" else "invoke_agent airline",
+            "input": {"arguments": {"reservation_id": self._dice.randbytes(3).hex(), "note": self._some(180)}},
+            "output": {"result": self._some(320)},
+            "attributes": {"gen_ai.tool.name": tool, "gen_ai.tool.call.id": f"call_{self._dice.randbytes(12).hex()}"},
+        }
+
+    def _text(self) -> str:
+        text = " ".join(self._dice.choices(_PROSE.split(), k=2_000))
+        return text.replace("flight", "flight «à bientôt»", 3) if self._dice.random() < 0.2 else text
+
+    def _some(self, median: int) -> str:
+        length = min(int(self._dice.lognormvariate(0, 0.6) * median) + 10, 6_000)
+        text = self._dice.choice(self._texts)
+        first = self._dice.randrange(max(1, len(text) - length))
+        return text[first : first + length]
+
+
+def bare(spans: list[SpanRow], project: str = "default") -> list[dict[str, Any]]:
+    """Return the same spans as rows of trace_spans alone: the resource as its id."""
+    ids = {id(span["resource"]): _resource_id(span["resource"], project) for span in spans}
+    return [
+        {
+            **{k: v for k, v in span.items() if k != "resource"},
+            "project": project,
+            "resource_id": ids[id(span["resource"])],
+        }
+        for span in spans
+    ]
+
+
+def _resource(service: str, host: int) -> ResourceRow:
+    return {
+        "service_name": service,
+        "attributes": {
+            "service.name": service,
+            "service.version": "4.2.0",
+            "host.name": f"{service}-{host}.internal",
+            "telemetry.sdk.language": "python",
+            "telemetry.sdk.version": "1.39.0",
+        },
+    }
+
+
+def _resource_id(resource: ResourceRow | None, project: str) -> bytes:
+    assert resource is not None
+    return content_id("resource", project, resource.get("schema_url"), resource["attributes"])

@@ -1,0 +1,93 @@
+"""Ways of doing one thing, measured in turns: A B C, B C A, … so that a slow minute falls on all of them."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Benchmark(Protocol):
+    """What is used of pytest-benchmark's fixture, which has no types."""
+
+    extra_info: dict[str, Any]
+
+    def pedantic(self, target: Callable[[], None], *, rounds: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way: `run` is timed and handles `rows` rows, `prepare` goes before it and is not timed."""
+
+    name: str
+    rows: int
+    run: Callable[[], None]
+    prepare: Callable[[], None]
+
+
+class Timings:
+    """The seconds a row of each way took, round by round."""
+
+    def __init__(self, ways: Sequence[Way]) -> None:
+        self._ways = ways
+        self._seconds: dict[str, list[float]] = {way.name: [] for way in ways}
+        self._round = 0
+
+    def run_round(self, *, keep: bool = True) -> None:
+        """Run each way once; the first one is another in each round."""
+        first = self._round % len(self._ways)
+        for way in (*self._ways[first:], *self._ways[:first]):
+            way.prepare()
+            gc.collect()
+            started = time.perf_counter()
+            way.run()
+            seconds = time.perf_counter() - started
+            if keep:
+                self._seconds[way.name].append(seconds / way.rows)
+        self._round += 1
+
+    def rates(self, name: str) -> list[float]:
+        """Rows a second, one figure a round."""
+        return [1 / seconds for seconds in self._seconds[name]]
+
+    def ratio(self, name: str, base: str) -> float:
+        """How many times as fast as `base`: the median over the rounds, each compared with its own."""
+        pairs = zip(self._seconds[base], self._seconds[name], strict=True)
+        return statistics.median(base_seconds / seconds for base_seconds, seconds in pairs)
+
+    def summary(self, bases: Mapping[str, str]) -> list[dict[str, Any]]:
+        """One record a way: median, quartiles, extremes and the ratios to `bases` (label -> way), fastest first."""
+        records = []
+        for way in self._ways:
+            rates = self.rates(way.name)
+            lower, median, upper = statistics.quantiles(rates, n=4) if len(rates) > 1 else (rates * 3)
+            records.append(
+                {
+                    "way": way.name,
+                    "rows": way.rows,
+                    "rounds": len(rates),
+                    "rows_per_second": round(median),
+                    "quartiles": [round(lower), round(upper)],
+                    "extremes": [round(min(rates)), round(max(rates))],
+                    "ratios": {label: round(self.ratio(way.name, base), 3) for label, base in bases.items()},
+                }
+            )
+        return sorted(records, key=lambda record: -record["rows_per_second"])
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The summary as lines of text."""
+    labels = list(records[0]["ratios"])
+    lines = [
+        f"{'':<34} {'rows/s':>9} {'quartiles':>17} {'rows':>7}" + "".join(f" {label:>12}" for label in labels),
+    ]
+    for record in records:
+        lower, upper = record["quartiles"]
+        ratios = "".join(f" {record['ratios'][label]:>12.2f}" for label in labels)
+        lines.append(
+            f"{record['way']:<34} {record['rows_per_second']:>9,} {lower:>8,}-{upper:<8,} {record['rows']:>7,}{ratios}"
+        )
+    return lines

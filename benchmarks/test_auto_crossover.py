@@ -1,0 +1,55 @@
+"""From how many spans a batch on COPY is faster than INSERT: what `WriteMethod.AUTO` goes by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from benchmarks.conftest import Report, Size
+from benchmarks.data import SPANS_PER_TRACE, SpanSource
+from benchmarks.interleaved import Benchmark, Timings, Way
+from benchmarks.spans import SpanWays
+from observatory_storage.models import SpanRow
+from observatory_storage.pool import StoragePool
+from observatory_storage.writers import TraceWriter, WriteMethod, WriterConfig
+from observatory_storage.writers.config import AUTO_COPY_ROWS
+
+SIZES: Final = (1, 10, 30, 60, 100, 200, 300, 1_000)
+
+
+def test_auto_crossover(pool: StoragePool, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
+    tables = SpanWays(pool, 1_000)
+    source = SpanSource(seed=2)
+    spans = source.spans(max(SIZES) * 2)
+    timings = Timings(
+        [
+            Way(f"{method} {rows}", batches * rows, _flushes(pool, method, spans, rows, batches), tables.empty)
+            for rows in SIZES
+            for batches in [max(2, min(40, len(spans) // rows))]
+            for method in (WriteMethod.INSERT, WriteMethod.COPY)
+        ]
+    )
+    timings.run_round(keep=False)
+    benchmark.pedantic(timings.run_round, rounds=size.rounds)
+    gains = {rows: timings.ratio(f"copy {rows}", f"insert {rows}") for rows in SIZES}
+    benchmark.extra_info.update(machine=machine, auto_copy_rows=AUTO_COPY_ROWS, copy_against_insert=gains)
+    lines = [f"{rows:>6,} spans a batch: COPY is {gain:.2f} x INSERT" for rows, gain in gains.items()]
+    report.add(f"auto_crossover: AUTO takes COPY from {AUTO_COPY_ROWS} spans on", *lines, machine)
+    if size.is_judged:
+        assert all(gain > 1 for rows, gain in gains.items() if rows >= AUTO_COPY_ROWS * 3), lines
+        assert all(gain < 1 for rows, gain in gains.items() if rows <= AUTO_COPY_ROWS // 3), lines
+
+
+def _flushes(
+    pool: StoragePool, method: WriteMethod, spans: list[SpanRow], rows: int, batches: int
+) -> Callable[[], None]:
+    # In the order in which traces end: a small batch holds spans of one trace or two.
+    assert rows <= SPANS_PER_TRACE or rows * batches <= len(spans)
+
+    def run() -> None:
+        with TraceWriter(pool, WriterConfig(method=method, flush_interval_seconds=60)) as writer:
+            for first in range(0, rows * batches, rows):
+                writer.write_spans(spans[first : first + rows])
+                writer.flush()
+
+    return run
