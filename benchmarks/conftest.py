@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -85,20 +85,55 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def pool(url: str) -> Iterator[StoragePool]:
-    """One connection: every way writes by the same session."""
+    """One connection: every way writes by the same session, on a core that this process leaves to it."""
     with StoragePool.from_url(url, min_connections=1, max_connections=1) as pool:
         pool.run_migrations()
-        yield pool
+        with _cores_apart(_backend(pool)):
+            yield pool
+
+
+def _backend(pool: StoragePool) -> int:
+    with pool.raw_connection() as connection:
+        return connection.info.backend_pid
+
+
+@contextmanager
+def _cores_apart(backend: int) -> Iterator[None]:
+    """Keep client and server on different cores, where this user may say so.
+
+    They wake each other all the time, and a scheduler that likes to run the woken beside the waker puts both
+    on one core for whole seconds, at half the speed, while the other is idle.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if len(cores) < 2:
+        yield
+        return
+    try:
+        os.sched_setaffinity(backend, set(cores[1:]))
+    except (PermissionError, ProcessLookupError):
+        # Another user's server, or one on another machine.
+        yield
+        return
+    os.sched_setaffinity(0, {cores[0]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, set(cores))
 
 
 @pytest.fixture(scope="session")
-def machine(url: str) -> str:
+def machine(url: str, pool: StoragePool) -> str:
     """What the figures depend on, in one line."""
     with psycopg.connect(url) as connection:
         settings = {name: connection.execute(f"SHOW {name}").fetchone() for name in _SETTINGS}
         server = connection.info.parameter_status("server_version")
     shown = ", ".join(f"{name} {value[0]}" for name, value in settings.items() if value is not None)
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    apart = (
+        ", client and server on cores of their own"
+        if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == 1
+        else ""
+    )
+    load = f"{apart}, load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     return (
         f"{os.cpu_count()} CPUs{load}, Python {platform.python_version()}, psycopg {version('psycopg')} "
         f"({psycopg.pq.__impl__}), SQLAlchemy {version('SQLAlchemy')}, PostgreSQL {server}: {shown}"

@@ -1,17 +1,19 @@
 """Spans as agents leave them, for benchmarks: seeded, skewed, of about 1.6 kB in the COPY stream.
 
 Shapes and shares follow recorded agent runs: of 20 spans one is the agent's, 13 call a model, 6 run a tool.
-A model's popularity, a user's and a session's activity fall off as in real traffic; prompts are long, answers
-short, and lengths scatter by an order of magnitude.
+Sixteen agents work at a time, and spans arrive as they end, as exporters send them: the root of a trace last. A
+model's popularity and a user's activity fall off as in real traffic; prompts are long, answers short, and lengths
+scatter by an order of magnitude.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import heapq
 import random
 from collections.abc import Iterator
 from decimal import Decimal
-from itertools import chain
+from itertools import islice
 from typing import Any, Final
 
 from observatory_storage.identity import content_id
@@ -34,63 +36,82 @@ _PROSE: Final = (
     "the gift card which was used for this reservation I can only help with one request at a time according to "
     "policy basic economy cannot be modified but can be cancelled within 24 hours of booking thank you"
 )
+# How many agents work at a time: so many traces are open at any moment.
+_AGENTS: Final = 16
 _USERS: Final = 2_000
 _TEXTS: Final = 400
 
 
 class SpanSource:
-    """Makes spans, the same ones for one seed and day, trace by trace and in time order within a trace."""
+    """Makes spans, the same ones for one seed and day, as an OTLP decoder would."""
 
     def __init__(self, seed: int = 1, day: dt.date | None = None) -> None:
         self._dice = random.Random(seed)
         # All times lie in one day: one partition, as live traffic has.
         date = day or dt.datetime.now(dt.UTC).date()
-        self._clock = dt.datetime(date.year, date.month, date.day, tzinfo=dt.UTC)
+        midnight = dt.datetime(date.year, date.month, date.day, tzinfo=dt.UTC)
         self._resources = [_resource(name, host) for name in _SERVICES for host in range(3)]
         self._texts = [self._text() for _ in range(_TEXTS)]
+        self._arrivals = heapq.merge(*(self._agent(midnight) for _ in range(_AGENTS)), key=_end)
 
     def spans(self, count: int) -> list[SpanRow]:
-        """Return spans of whole traces, as an OTLP decoder makes them; `count` is a multiple of 20."""
-        assert count % SPANS_PER_TRACE == 0
-        return list(chain.from_iterable(self._trace() for _ in range(count // SPANS_PER_TRACE)))
+        """Return the next spans, in the order in which they end."""
+        return list(islice(self._arrivals, count))
 
-    def _trace(self) -> Iterator[SpanRow]:
+    def _agent(self, clock: dt.datetime) -> Iterator[SpanRow]:
         dice = self._dice
-        self._clock += dt.timedelta(microseconds=int(dice.expovariate(1 / 20_000)) + 1)
-        trace_id = dice.randbytes(16)
-        ids = [dice.randbytes(8) for _ in range(SPANS_PER_TRACE)]
-        resource = dice.choices(self._resources, range(len(self._resources), 0, -1))[0]
-        user = f"user_{int(dice.paretovariate(1.1)) % _USERS:05d}"
-        start = self._clock
-        for place, span_id in enumerate(ids):
-            operation = "invoke_agent" if place == 0 else "execute_tool" if place % 3 == 0 else "chat"
-            took = dt.timedelta(microseconds=int(dice.lognormvariate(13.0, 0.8)))
-            row: SpanRow = {
-                "resource": resource,
-                "service_name": resource["service_name"],
-                "environment": "production",
-                "scope_name": "opentelemetry.instrumentation.genai.openai",
-                "scope_version": "1.3b0",
-                "trace_id": trace_id,
-                "span_id": span_id,
-                "parent_span_id": ids[0] if place else None,
-                "name": operation,
-                "kind": "client" if operation == "chat" else "internal",
-                "start_time": start,
-                "end_time": start + took,
-                "duration_us": took // dt.timedelta(microseconds=1),
-                "status": dice.choices(("unset", "ok", "error"), (90, 7, 3))[0],
-                "flags": 256,
-                "operation": operation,
-                "user_id": user,
-                "session_id": f"session_{trace_id.hex()[:12]}",
-                "counts_usage": operation == "chat",
-            }
-            if row["status"] == "error":
-                row["status_message"] = "Error code: 429 - rate limit reached for requests"
-            row.update(self._model_call() if operation == "chat" else self._step(operation))
-            yield row
-            start += took
+        while True:
+            clock += dt.timedelta(microseconds=int(dice.expovariate(1 / 200_000)) + 1)
+            started = clock
+            trace_id = dice.randbytes(16)
+            root, *ids = (dice.randbytes(8) for _ in range(SPANS_PER_TRACE))
+            resource = dice.choices(self._resources, range(len(self._resources), 0, -1))[0]
+            user = f"user_{int(dice.paretovariate(1.1)) % _USERS:05d}"
+            # Each span is made when it ends, so that spans lie in memory in the order in which they come.
+            for place, span_id in enumerate(ids, 1):
+                operation = "chat" if place % 3 else "execute_tool"
+                ended = clock + dt.timedelta(microseconds=int(dice.lognormvariate(13.0, 0.8)) + 1)
+                yield self._span(operation, trace_id, span_id, root, resource, user, clock, ended)
+                clock = ended
+            yield self._span("invoke_agent", trace_id, root, None, resource, user, started, clock)
+
+    def _span(
+        self,
+        operation: str,
+        trace_id: bytes,
+        span_id: bytes,
+        parent_id: bytes | None,
+        resource: ResourceRow,
+        user: str,
+        start: dt.datetime,
+        end: dt.datetime,
+    ) -> SpanRow:
+        status = self._dice.choices(("unset", "ok", "error"), (90, 7, 3))[0]
+        row: SpanRow = {
+            "resource": resource,
+            "service_name": resource["service_name"],
+            "environment": "production",
+            "scope_name": "opentelemetry.instrumentation.genai.openai",
+            "scope_version": "1.3b0",
+            "trace_id": trace_id,
+            "span_id": span_id,
+            "parent_span_id": parent_id,
+            "name": operation,
+            "kind": "client" if operation == "chat" else "internal",
+            "start_time": start,
+            "end_time": end,
+            "duration_us": (end - start) // dt.timedelta(microseconds=1),
+            "status": status,
+            "flags": 256,
+            "operation": operation,
+            "user_id": user,
+            "session_id": f"session_{trace_id.hex()[:12]}",
+            "counts_usage": operation == "chat",
+        }
+        if status == "error":
+            row["status_message"] = "Error code: 429 - rate limit reached for requests"
+        row.update(self._model_call() if operation == "chat" else self._step(operation))
+        return row
 
     def _model_call(self) -> SpanRow:
         dice = self._dice
@@ -143,6 +164,12 @@ class SpanSource:
         text = self._dice.choice(self._texts)
         first = self._dice.randrange(max(1, len(text) - length))
         return text[first : first + length]
+
+
+def _end(span: SpanRow) -> dt.datetime:
+    end = span["end_time"]
+    assert end is not None
+    return end
 
 
 def bare(spans: list[SpanRow], project: str = "default") -> list[dict[str, Any]]:

@@ -14,7 +14,17 @@ import pytest
 
 from observatory_storage.errors import ConfigurationError, DecodeError
 from observatory_storage.otlp import Format, Signal, decode_traces, iter_json_lines, sniff
-from tests.otlp_requests import SPAN_ID, any_value, as_otlp_json, parsed, recorded, request, sent_span, trace_service
+from tests.otlp_requests import (
+    SPAN_ID,
+    START,
+    any_value,
+    as_otlp_json,
+    parsed,
+    recorded,
+    request,
+    sent_span,
+    trace_service,
+)
 
 CAPTURE = recorded("openinference.traces.pb")[0].read_bytes()
 PROTOBUF = "application/x-protobuf"
@@ -90,10 +100,20 @@ def test_other_bodies_are_named(body: bytes, words: str) -> None:
     assert len(refused(body)) < 300
 
 
-@pytest.mark.parametrize("path", [*recorded("*.logs.pb"), *recorded("*.metrics.pb")], ids=lambda path: path.name)
-def test_another_signal_in_protobuf(path: Path) -> None:
-    signal = path.name.split(".")[1]
-    assert refused(path.read_bytes()) == f"expected OTLP traces in protobuf: this is an OTLP request of {signal}"
+@pytest.mark.parametrize("signal", ["logs", "metrics"])
+def test_another_signal_in_protobuf(signal: str) -> None:
+    service: Any = importlib.import_module(f"opentelemetry.proto.collector.{signal}.v1.{signal}_service_pb2")
+    made = getattr(service, f"Export{signal.title()}ServiceRequest")()
+    resource = getattr(made, f"resource_{signal}").add()
+    resource.resource.attributes.add(key="service.name").value.string_value = "other"
+    if signal == "logs":
+        resource.scope_logs.add().log_records.add(time_unix_nano=START).body.string_value = "a line"
+    else:
+        point = resource.scope_metrics.add().metrics.add(name="calls").sum.data_points.add(time_unix_nano=START)
+        point.as_int = 3
+    bodies = [made.SerializeToString(), *(path.read_bytes() for path in recorded(f"*.{signal}.pb"))]
+    for body in bodies:
+        assert refused(body) == f"expected OTLP traces in protobuf: this is an OTLP request of {signal}"
 
 
 def test_logs_that_parse_as_traces_without_an_error() -> None:

@@ -43,14 +43,17 @@ def test_sessions_killed_in_the_middle_of_batches_lose_and_repeat_nothing(
     killer.start()
     try:
         with TraceWriter(pool, WriterConfig(method=method, batch_size=50)) as writer:
-            for first in range(0, len(spans), 50):
-                writer.write_spans(spans[first : first + 50])
-                for _ in range(50):
-                    try:
-                        writer.flush()
-                        break
-                    except WriteError:
-                        time.sleep(0.02)
+            deadline = time.monotonic() + 60
+            # Again and again, as replays: until enough batches met their end in the middle.
+            while killed < 4 and time.monotonic() < deadline:
+                for first in range(0, len(spans), 50):
+                    writer.write_spans(spans[first : first + 50])
+                    for _ in range(50):
+                        try:
+                            writer.flush()
+                            break
+                        except WriteError:
+                            time.sleep(0.02)
             stop.set()
             killer.join()
     finally:

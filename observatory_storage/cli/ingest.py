@@ -213,7 +213,7 @@ class _Bar:
     def begin(self, source: Source) -> None:
         """Name the file, and move with the bytes that are read of it."""
         source.advance = self._advance
-        self._progress.update(self._task, description=Path(source.name).name[-24:])
+        self._progress.update(self._task, description=Path(source.name).name[-24:], refresh=True)
 
     def show(self, spans: int) -> None:
         """Say how many spans were found."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import typer
 
@@ -57,6 +57,9 @@ def reported_errors() -> Iterator[None]:
         _discard_output()
         raise typer.Exit(Status.BROKEN_PIPE) from None
     except OSError as error:
+        if error.filename is None:
+            # Standard output itself: what it could not take must not be tried again at exit.
+            _discard(sys.stdout)
         where = f"{error.filename}: " if error.filename else ""
         fail(f"{where}{error.strerror or error}")
 
@@ -103,10 +106,15 @@ def _exit(number: int, frame: FrameType | None) -> NoReturn:
 
 def _discard_output() -> None:
     # The interpreter flushes standard output once more when it ends, and would complain.
-    nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
-        try:
-            os.dup2(nowhere, stream.fileno())
-        except OSError:
-            continue
-    os.close(nowhere)
+        _discard(stream)
+
+
+def _discard(stream: TextIO) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, stream.fileno())
+    except OSError:
+        return  # it has no descriptor that could complain
+    finally:
+        os.close(nowhere)
