@@ -1,4 +1,4 @@
-"""The PostgreSQL store for LLM telemetry: traces, metrics and logs in your own database.
+"""The PostgreSQL store for LLM telemetry, in your own database.
 
 Importing the package opens nothing and reads no environment; each name is loaded when it is first used.
 """
@@ -11,8 +11,13 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from observatory_storage.config import StorageConfig
     from observatory_storage.errors import (
+        BufferFullError,
         ConfigurationError,
+        DecodeError,
+        IntegrityError,
+        InvalidFilterError,
         NotFoundError,
+        PoolTimeoutError,
         RejectedRowError,
         StorageError,
         UnavailableError,
@@ -20,21 +25,29 @@ if TYPE_CHECKING:
     )
     from observatory_storage.llm import LlmSpan
     from observatory_storage.pool import StoragePool
-    from observatory_storage.repositories import TraceFilters, TraceRepository
+    from observatory_storage.repositories import Page, SpanFilters, TraceDetail, TraceFilters, TraceRepository
     from observatory_storage.unit_of_work import UnitOfWork
     from observatory_storage.writers import CopyWriter, TraceWriter, WriteMethod, WriterConfig
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BufferFullError",
     "ConfigurationError",
     "CopyWriter",
+    "DecodeError",
+    "IntegrityError",
+    "InvalidFilterError",
     "LlmSpan",
     "NotFoundError",
+    "Page",
+    "PoolTimeoutError",
     "RejectedRowError",
+    "SpanFilters",
     "StorageConfig",
     "StorageError",
     "StoragePool",
+    "TraceDetail",
     "TraceFilters",
     "TraceRepository",
     "TraceWriter",
@@ -47,14 +60,22 @@ __all__ = [
 
 # A worker that only writes needs neither the repositories nor Alembic: what is not used costs no start-up time.
 _HOMES: Final = {
+    "BufferFullError": "errors",
     "ConfigurationError": "errors",
     "CopyWriter": "writers",
+    "DecodeError": "errors",
+    "IntegrityError": "errors",
+    "InvalidFilterError": "errors",
     "LlmSpan": "llm",
     "NotFoundError": "errors",
+    "Page": "repositories",
+    "PoolTimeoutError": "errors",
     "RejectedRowError": "errors",
+    "SpanFilters": "repositories",
     "StorageConfig": "config",
     "StorageError": "errors",
     "StoragePool": "pool",
+    "TraceDetail": "repositories",
     "TraceFilters": "repositories",
     "TraceRepository": "repositories",
     "TraceWriter": "writers",

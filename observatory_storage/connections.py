@@ -101,6 +101,7 @@ class Connections:
         self._closed = False
         self._failed: tuple[float, UnavailableError] | None = None
         self._live: dict[int, weakref.ref[PooledConnection]] = {}
+        self._waiting: set[int] = set()
         _all.add(self)
 
     def take(self) -> PooledConnection:
@@ -112,6 +113,15 @@ class Connections:
         pool = self._open()
         timeout = self._config.pool.connect_timeout_seconds
         deadline = time.monotonic() + timeout
+        # Counted here: psycopg_pool goes on counting those who gave up until a connection comes back.
+        caller = threading.get_ident()
+        self._waiting.add(caller)
+        try:
+            return self._wait(pool, deadline)
+        finally:
+            self._waiting.discard(caller)
+
+    def _wait(self, pool: ConnectionPool[PooledConnection], deadline: float) -> PooledConnection:
         while True:
             remaining = deadline - time.monotonic()
             patience = remaining if self._in_use(pool) else min(remaining, _PATIENCE_SECONDS)
@@ -148,9 +158,7 @@ class Connections:
         counts = pool.get_stats()
         size = self._size()
         idle = min(counts["pool_available"], size)
-        return PoolStats(
-            size, idle, size - idle, limits.min_connections, limits.max_connections, counts["requests_waiting"]
-        )
+        return PoolStats(size, idle, size - idle, limits.min_connections, limits.max_connections, len(self._waiting))
 
     def _open(self) -> ConnectionPool[PooledConnection]:
         self._forget_if_forked()
@@ -223,6 +231,7 @@ class Connections:
     def _timed_out(self, pool: ConnectionPool[PooledConnection]) -> UnavailableError:
         seconds = self._config.pool.connect_timeout_seconds
         stats = self.stats()
+        others = stats.waiting - 1
         if stats.active < stats.maximum:
             try:
                 connect_once(self._config).close()
@@ -230,7 +239,7 @@ class Connections:
                 return unavailable(self._config, error, 1, seconds)
         return PoolTimeoutError(
             f"no connection became free within {seconds:g} s: {stats.active} of at most {stats.maximum} are in use "
-            f"and {stats.waiting} more calls wait; raise DB_MAX_CONNECTIONS, or hold connections for less time"
+            f"and {others} other calls wait; raise DB_MAX_CONNECTIONS, or hold connections for less time"
         )
 
     def _forget_if_forked(self) -> None:
@@ -243,6 +252,7 @@ class Connections:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._failed = None
+        self._waiting = set()
         pool, self._pool = self._pool, None
         inherited = [reference() for reference in list(self._live.values())]
         self._live = {}

@@ -23,6 +23,7 @@ from sqlalchemy import Connection, NullPool, create_engine
 from observatory_storage.config import StorageConfig
 from observatory_storage.connect import connect
 from observatory_storage.errors import SchemaVersionError, UnavailableError, translate_errors
+from observatory_storage.models import Base
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,11 @@ class SchemaState:
 
     current: str | None
     head: str
+
+    @property
+    def is_unknown(self) -> bool:
+        """Tell whether the revision is none of this release's: a newer one has migrated the database."""
+        return self.current is not None and self.current not in _revisions()
 
     @property
     def is_current(self) -> bool:
@@ -92,11 +98,27 @@ def _upgrade_once(
     with translate_errors(), connect(config, autocommit=True) as connection:
         _limit_waits(connection, lock_timeout_seconds)
         state = schema_state(connection)
+        if state.current is None:
+            _refuse_foreign_tables(connection)
     if revision == "head" and state.is_current:
         return state
     with migration_connection(config, lock_timeout_seconds, wait_seconds) as migrating:
         _run(migrating, revision)
         return schema_state(_driver_connection(migrating))
+
+
+def _refuse_foreign_tables(connection: psycopg.Connection[TupleRow]) -> None:
+    """Refuse a database that has tables with our names and was never migrated by us."""
+    rows = connection.execute(
+        "SELECT name FROM unnest(%s::text[]) AS name WHERE to_regclass(quote_ident(name)) IS NOT NULL ORDER BY 1",
+        [sorted(Base.metadata.tables)],
+    ).fetchall()
+    if rows:
+        names = ", ".join(row[0] for row in rows)
+        raise SchemaVersionError(
+            f"the database already has tables of another program that are named as ours ({names}): "
+            "name another database, or a search_path with a schema of its own"
+        )
 
 
 def schema_state(connection: psycopg.Connection[TupleRow]) -> SchemaState:
@@ -107,6 +129,11 @@ def schema_state(connection: psycopg.Connection[TupleRow]) -> SchemaState:
         versions = connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone()
         current = versions[0] if versions is not None else None
     return SchemaState(current=current, head=head_revision())
+
+
+@functools.cache
+def _revisions() -> frozenset[str]:
+    return frozenset(script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions())
 
 
 @functools.cache

@@ -51,7 +51,7 @@ class StoragePool:
         self._redis = RedisLink(config.redis) if config.redis is not None else None
         self._server: EmbeddedServer | None = None
         self.engine = self._new_engine()
-        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        self._sessions = sessionmaker(self.engine, expire_on_commit=False, close_resets_only=False)
         # Otherwise done at the first query, under a lock that a fork at that moment would leave locked.
         Base.registry.configure()
 

@@ -20,7 +20,8 @@ _ASK_AGAIN_SECONDS: Final = 5.0
 class RedisLink:
     """Gives the client while Redis answers, and None while it does not.
 
-    An unreachable Redis is a warning, once for each outage, and is asked again at most every 5 s.
+    An unreachable Redis is a warning, once for each outage. It is asked at most every 5 s, when the client is
+    asked for.
     """
 
     def __init__(self, config: RedisConfig) -> None:
@@ -39,7 +40,7 @@ class RedisLink:
     def client(self) -> redis.Redis | None:
         """Return the client, or None while Redis does not answer."""
         waited = time.monotonic() - self._asked
-        if self._answers is None or (not self._answers and waited >= _ASK_AGAIN_SECONDS):
+        if self._answers is None or waited >= _ASK_AGAIN_SECONDS:
             try:
                 self.ping()
             except redis.RedisError:

@@ -186,15 +186,18 @@ class Sources:
             if binding.error:
                 if any(name in binding.original.string for name in _BY_NAME):
                     self.problems.append(f"{path} cannot be read at line {binding.original.line}")
-            elif binding.key in _BY_NAME and binding.value is not None:
+            elif binding.key in _BY_NAME and binding.value:
                 values[binding.key] = binding.value
         self._names[path] = f" in {path}"
         self._add(path, values)
 
     def read_environment(self, environ: Mapping[str, str]) -> None:
-        """Take the known names from the environment; all others are none of our business."""
+        """Take the known names from the environment; all others are none of our business.
+
+        An empty value is none, as with a variable that a compose file passes on unset.
+        """
         self._names["environment"] = ""
-        self._add("environment", {name: environ[name] for name in _BY_NAME if name in environ})
+        self._add("environment", {name: environ[name] for name in _BY_NAME if environ.get(name)})
 
     def layers(self) -> list[Layer]:
         """Return what was read, the weakest source first."""

@@ -9,7 +9,7 @@ from typing import Self
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from observatory_storage.errors import translate_errors
+from observatory_storage.errors import StorageError, translate_errors
 from observatory_storage.repositories.trace import TraceRepository
 
 
@@ -25,8 +25,12 @@ class UnitOfWork:
 
     def __init__(self, session_factory: sessionmaker[Session]) -> None:
         self._session_factory = session_factory
+        self._entered = False
 
     def __enter__(self) -> Self:
+        if self._entered:
+            raise StorageError("this unit of work is open already; ask the pool for another one")
+        self._entered = True
         self._stack = ExitStack()
         self._stack.enter_context(translate_errors())
         self._pid = os.getpid()
@@ -38,6 +42,7 @@ class UnitOfWork:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._entered = False
         self._stack.__exit__(kind, error, trace)
 
     def commit(self) -> None:
@@ -46,12 +51,17 @@ class UnitOfWork:
         Raises the translated error, and then nothing of the transaction is stored.
         """
         with translate_errors():
-            self.session.commit()
+            self._open_session().commit()
 
     def rollback(self) -> None:
         """Undo everything since the last commit."""
         with translate_errors():
-            self.session.rollback()
+            self._open_session().rollback()
+
+    def _open_session(self) -> Session:
+        if not self._entered:
+            raise StorageError("this unit of work is not open: use it inside its with block")
+        return self.session
 
     def _close(self) -> None:
         # In a child that was forked inside the block, the transaction is the parent's to end.

@@ -297,7 +297,7 @@ def test_what_a_failing_iterator_gave_before_is_taken(pool: StoragePool, databas
         with pytest.raises(ValueError, match="mine"):
             writer.write_spans(some())
         with pytest.raises(RejectedRowError, match="row 3: a row is of type int"):
-            writer.write_spans([*make_spans(traces=1, spans=2, seed=2), 5])  # type: ignore[list-item]
+            writer.write_spans([*make_spans(traces=1, spans=2, seed=2), 5])  # type: ignore[list-item] # what is refused
     assert count(database_url, "trace_spans") == 9
 
 

@@ -168,7 +168,9 @@ class Check:
             raise WrongError(
                 f"PostgreSQL {health.server_version} answers, but its schema is at revision {schema.current} and "
                 f"this release works with {schema.head}",
-                remedy="run: observatory-storage migrate (or install the newer release that migrated it)",
+                remedy="install the newer release that migrated it"
+                if schema.is_unknown
+                else "run: observatory-storage migrate",
             )
         return Finding(
             f"version {health.server_version}, schema at revision {schema.current}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import MetaData, Table
+from sqlalchemy import MetaData, Table, inspect
 from sqlalchemy.orm import DeclarativeBase
 
 # PostgreSQL's own default names, so that partitions, whose names it chooses, follow the same pattern.
@@ -21,6 +21,12 @@ class Base(DeclarativeBase):
     """Base of all tables."""
 
     metadata = MetaData(naming_convention=_NAMING_CONVENTION)
+
+    def __repr__(self) -> str:
+        # The key, and the name where there is one: never content, which can be long or private.
+        key = [column.key for column in inspect(type(self)).primary_key]
+        shown = [name for name in (*key, "name") if name in vars(self)]
+        return f"{type(self).__name__}({', '.join(f'{name}={str(vars(self)[name])[:80]!r}' for name in shown)})"
 
 
 def partitioned_by(column: str) -> dict[str, Any]:

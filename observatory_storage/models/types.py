@@ -46,6 +46,21 @@ class SpanIdType(TypeDecorator[str]):
         return None if value is None else bytes(value).hex()
 
 
+class UtcDateTime(TypeDecorator[dt.datetime]):
+    """A timestamptz that comes back in UTC, whatever the time zone of the server; naive values are UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: dt.datetime | None, dialect: Dialect) -> dt.datetime | None:
+        """Take a naive time for UTC."""
+        return value.replace(tzinfo=dt.UTC) if value is not None and value.tzinfo is None else value
+
+    def process_result_value(self, value: dt.datetime | None, dialect: Dialect) -> dt.datetime | None:
+        """Turn to UTC."""
+        return None if value is None else value.astimezone(dt.UTC)
+
+
 TraceId = Annotated[uuid.UUID, mapped_column(Uuid)]
 """An OpenTelemetry trace id."""
 
@@ -55,10 +70,10 @@ ContentId = Annotated[uuid.UUID, mapped_column(Uuid)]
 SpanId = Annotated[str, mapped_column(SpanIdType)]
 """An OpenTelemetry span id as 16 hex digits."""
 
-Timestamp = Annotated[dt.datetime, mapped_column(DateTime(timezone=True))]
+Timestamp = Annotated[dt.datetime, mapped_column(UtcDateTime)]
 """A point in time with microseconds; OpenTelemetry's nanoseconds are floored."""
 
-CreatedAt = Annotated[dt.datetime, mapped_column(DateTime(timezone=True), server_default=text("now()"))]
+CreatedAt = Annotated[dt.datetime, mapped_column(UtcDateTime, server_default=text("now()"))]
 """When the row was first stored: the start of its transaction."""
 
 Project = Annotated[str, mapped_column(Text, server_default=text("'default'"))]

@@ -23,6 +23,10 @@ class Closable(Protocol):
         """Write what is left."""
         ...
 
+    def abandon(self) -> int:
+        """Give up what is left; return its number."""
+        ...
+
     def start_afresh(self) -> None:
         """Forget what belongs to the parent process."""
         ...
@@ -47,7 +51,7 @@ def _close_all() -> None:
             writer.close()
         except StorageError as error:
             # Nobody is left to raise to; the message counts the rows.
-            _log.error("at interpreter exit: %s", error)
+            _log.error("at interpreter exit %d rows are lost: %s", writer.abandon(), error.__cause__ or error)
         except Exception:  # noqa: BLE001 - see below
             # The other writers are to have their turn.
             _log.exception("at interpreter exit: a writer could not write what is left")

@@ -50,13 +50,24 @@ class RetryPolicy(Protocol):
     """How often and how long to retry: the pool's retry settings."""
 
     @property
-    def max_attempts(self) -> int: ...  # noqa: D102
+    def max_attempts(self) -> int:
+        """Attempts in all."""
+        ...
+
     @property
-    def initial_delay_ms(self) -> int: ...  # noqa: D102
+    def initial_delay_ms(self) -> int:
+        """The first wait."""
+        ...
+
     @property
-    def max_delay_ms(self) -> int: ...  # noqa: D102
+    def max_delay_ms(self) -> int:
+        """The longest wait."""
+        ...
+
     @property
-    def backoff_multiplier(self) -> float: ...  # noqa: D102
+    def backoff_multiplier(self) -> float:
+        """By how much each wait is longer than the one before."""
+        ...
 
 
 class ConnectionSource(Protocol):
