@@ -18,10 +18,10 @@ from tests.configuring import bare, problems_of
 __all__ = ["bare"]
 
 WRONG_NUMBERS = {
-    "DB_PORT": ["0", "70000", "-1", "abc", "5432.5", "nan", "", "1" * 5000, "5432,x", "true"],
-    "DB_MAX_CONNECTIONS": ["0", "-3", "1e3", "nan", "", "99999999999", "1" * 5000, "many"],
-    "DB_POOL_MIN_SIZE": ["-1", "51", "x", ""],
-    "DB_CONNECT_TIMEOUT_SECS": ["0", "-1", "nan", "inf", "1e300", "", "10s"],
+    "DB_PORT": ["0", "70000", "-1", "abc", "5432.5", "nan", "1" * 5000, "5432,x", "true"],
+    "DB_MAX_CONNECTIONS": ["0", "-3", "1e3", "nan", "99999999999", "1" * 5000, "many"],
+    "DB_POOL_MIN_SIZE": ["-1", "51", "x"],
+    "DB_CONNECT_TIMEOUT_SECS": ["0", "-1", "nan", "inf", "1e300", "10s"],
     "DB_IDLE_TIMEOUT_SECS": ["0", "-inf"],
     "DB_POOL_MAX_LIFETIME": ["0", "x"],
     "DB_RETRY_MAX_ATTEMPTS": ["0", "1.5", "1000000"],
@@ -30,12 +30,8 @@ WRONG_NUMBERS = {
     "DB_RETRY_BACKOFF_MULTIPLIER": ["0", "0.99", "nan", "inf", "1e400", "two"],
     "REDIS_POOL_SIZE": ["0", "x"],
     "REDIS_TIMEOUT_SECS": ["0", "nan"],
-    "DB_SSL_MODE": ["on", "REQUIRE", "", " prefer"],
-    "DB_HOST": [""],
-    "DB_NAME": [""],
-    "DB_USER": [""],
-    "DB_APP_NAME": [""],
-    "OBSERVATORY_PROJECT": ["", "x" * 256],
+    "DB_SSL_MODE": ["on", "REQUIRE", " prefer"],
+    "OBSERVATORY_PROJECT": ["x" * 256],
 }
 
 
@@ -48,6 +44,23 @@ class TestWrongValues:
         assert problem.startswith(f"{name} is {value[:40]!r}"[:-1])
         assert "; it may hold " in problem
         assert len(problem) < 300
+
+    def test_an_empty_value_is_none(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("DB_PASSWORD", "x")
+        expected = StorageConfig.from_env()
+        for name in (
+            "DATABASE_URL",
+            "REDIS_URL",
+            "DB_HOST",
+            "DB_PORT",
+            "DB_USER",
+            "DB_SSL_MODE",
+            "OBSERVATORY_PROJECT",
+        ):
+            monkeypatch.setenv(name, "")
+        (tmp_path / ".env").write_text("DB_NAME=\nDB_MAX_CONNECTIONS=\n")
+        assert StorageConfig.from_env() == expected
 
     def test_all_are_told_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
         wrong = {name: values[0] for name, values in WRONG_NUMBERS.items()}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import subprocess
 import sys
 import threading
+import uuid
 from pathlib import Path
 
 import psycopg
@@ -15,7 +17,7 @@ import sqlalchemy as sa
 from observatory_storage import migrations
 from observatory_storage.config import StorageConfig
 from observatory_storage.errors import SchemaVersionError, UnavailableError
-from observatory_storage.models import Base
+from observatory_storage.models import Base, Trace
 from observatory_storage.pool import StoragePool
 from tests import catalog
 from tests.conftest import ROOT
@@ -237,3 +239,24 @@ def test_ten_processes_with_the_installed_wheel_migrate_an_empty_database_from_a
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)] == [(0, "")] * 10
     assert catalog.describe(empty_database_url) == catalog.describe(database_url)
+
+
+def test_tables_of_another_program_are_left_alone(empty_database_url: str) -> None:
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute("CREATE TABLE traces (id int)")
+    refused = pytest.raises(SchemaVersionError, match=r"another program .* \(traces\)")
+    with StoragePool.from_url(empty_database_url, min_connections=1, max_connections=2) as pool, refused:
+        pool.run_migrations()
+
+
+def test_times_come_back_in_utc_whatever_the_servers_zone(pool: StoragePool, database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {connection.info.dbname} SET timezone = 'America/New_York'")
+    now = dt.datetime.now(dt.UTC)
+    with pool.session() as session:
+        session.add(Trace(id=uuid.uuid4(), start_time=now))
+        session.commit()
+    with StoragePool.from_url(database_url, min_connections=1, max_connections=2) as later, later.session() as session:
+        (trace,) = session.scalars(sa.select(Trace))
+        assert str(trace.start_time) == str(now)
+        assert repr(trace) == f"Trace(id='{trace.id}', name='None')"

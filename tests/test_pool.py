@@ -262,3 +262,14 @@ def test_a_program_that_never_closes_its_pool_ends_at_once_and_in_silence(databa
         timeout=20,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_who_gave_up_waits_no_more(database_url: str) -> None:
+    with (
+        StoragePool.from_url(database_url, min_connections=1, max_connections=1, connect_timeout_seconds=1) as pool,
+        pool.raw_connection(),
+    ):
+        for _ in range(2):
+            with pytest.raises(PoolTimeoutError, match="and 0 other calls wait"), pool.raw_connection():
+                pass
+        assert pool.stats().waiting == 0

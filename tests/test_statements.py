@@ -99,6 +99,7 @@ EXAMPLES: list[tuple[str, Select[*tuple[Any, ...]] | Delete]] = [
 # The types of the columns that hand-written SQL returns, as its callers take them, by the variable or the
 # function that holds it.
 RETURNS: dict[str, tuple[str, ...]] = {
+    "migrations._refuse_foreign_tables.rows": ("text",),
     "connections._LIMIT": ("integer",),
     "lifecycle.sql.LIST_PARTITIONS": (
         "text",

@@ -211,6 +211,8 @@ def test_a_callback_may_flush_and_close(pool: StoragePool, database_url: str) ->
     assert count(database_url, "trace_spans") == 2
 
 
+# An interrupt that strikes inside a weak reference's callback is reported and not raised.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_loses_nothing(pool: StoragePool, database_url: str) -> None:
     spans = make_spans(traces=60, spans=10)
     writer = TraceWriter(pool, WriterConfig(batch_size=20, flush_interval_seconds=3_600))

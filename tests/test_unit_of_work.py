@@ -98,3 +98,18 @@ def test_a_closed_pool_gives_no_unit(pool: StoragePool) -> None:
     pool.close()
     with pytest.raises(StorageError, match="closed"), pool.unit_of_work() as uow:
         uow.session.execute(sa.text("SELECT 1"))
+
+
+def test_misuse_is_refused_and_keeps_no_connection(pool: StoragePool) -> None:
+    unit = pool.unit_of_work()
+    with pytest.raises(StorageError, match="not open"):
+        unit.commit()
+    with unit:
+        with pytest.raises(StorageError, match="open already"), unit:
+            pass
+        unit.traces.list()
+    with pytest.raises((StorageError, sa.exc.InvalidRequestError)):
+        unit.traces.list()
+    with unit:
+        unit.traces.list()
+    assert pool.stats().active == 0

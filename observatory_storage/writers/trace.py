@@ -218,12 +218,16 @@ class TraceWriter:
         while not self._buffer.wait_closed(pause) and self._thread is thread:
             if not self._buffer.wait_for_batch(self._batch_size, self._config.flush_interval_seconds):
                 return
+            if self._thread is not thread:
+                return
             try:
                 with self._exclusively():
                     self._write_batch()
                 self._hand_over()
                 pause = 0.0
             except Exception as error:  # noqa: BLE001 - this thread must live: a flush or a full buffer tells the caller
+                if self._closed:
+                    return
                 _log.warning("%s", error if isinstance(error, StorageError) else repr(error))
                 pause = min(max(0.1, pause * 2), 10.0)
 
