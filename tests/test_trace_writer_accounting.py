@@ -457,3 +457,35 @@ with StoragePool.from_url(sys.argv[1], min_connections=1, max_connections=2) as 
         )
         assert done.returncode == 0, done.stderr
         assert int(done.stdout) < megabytes, method
+
+
+def test_batches_that_are_prepared_ahead_add_up_also_when_one_fails(database_url: str) -> None:
+    spans = make_spans(traces=60, spans=10)
+    bad = [{"trace_id": b"", "span_id": b"%08d" % number, "name": "bad"} for number in range(12)]
+    given: list[dict[str, Any]] = []
+    for number in range(12):
+        given += [*spans[number * 50 : number * 50 + 50], bad[number], spans[0]]
+    rejected: list[RejectedRowError] = []
+    config = WriterConfig(
+        method=WriteMethod.COPY, batch_size=52, flush_interval_seconds=3_600, lock_timeout_seconds=0.1
+    )
+    impatient = {"min_connections": 1, "max_connections": 2, "initial_delay_ms": 5, "max_delay_ms": 20}
+    with (
+        StoragePool.from_url(database_url, **impatient) as pool,
+        TraceWriter(pool, config, on_rejected=rejected.append) as writer,
+    ):
+        writer.write_spans(given[:52])
+        writer.flush()
+        with psycopg.connect(database_url) as blocker:
+            blocker.execute("LOCK TABLE traces")
+            writer.write_spans(given[52:])
+            with pytest.raises(WriteError):
+                writer.flush()
+        writer.flush()
+        stats = writer.write_stats()
+    assert (stats.spans_written, stats.spans_duplicate, stats.rows_rejected) == (len(spans), 12, 12)
+    assert sorted(str(error.row["span_id"]) for error in rejected if error.row) == sorted(
+        str(row["span_id"]) for row in bad
+    )
+    assert count(database_url, "trace_spans") == len(spans)
+    assert_summaries_exact(database_url)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
@@ -22,6 +24,9 @@ _INSERT_BYTES: Final = 32 * 1024 * 1024
 # What libpq may hold before a COPY waits for the server. While it waits nothing is converted, and afterwards the
 # server waits for the next chunk: with psycopg's own 1 MB both stand still for a fifth of the time.
 _UNFLUSHED_BYTES: Final = 8 * 1024 * 1024
+# COPY takes in a thousand rows at a time and then stores them for some milliseconds. Linux gives a local socket room
+# for 130 rows, so that the server would wait for the next chunk each time; less is granted where less is allowed.
+_SEND_BUFFER: Final = 1024 * 1024
 _INSERT_STATEMENTS: Final = {
     "trace_spans": sql.INSERT_SPANS,
     "trace_events": sql.INSERT_EVENTS,
@@ -35,6 +40,7 @@ def copy_rows(connection: Connection, table: str, layout: Layout, chunks: Iterab
     with connection.cursor() as cursor:
         # Asked by type name, psycopg takes its last dumper of bytes, which is in Python (1.2 µs a span).
         cursor.adapters.register_dumper(bytes, BytesBinaryDumper)
+        _widen(connection)
         writer = LibpqWriter(cursor)
         writer.flush_threshold = _UNFLUSHED_BYTES
         with cursor.copy(sql.copy_into(table, layout), writer=writer) as copy:
@@ -45,6 +51,14 @@ def copy_rows(connection: Connection, table: str, layout: Layout, chunks: Iterab
                     write_row(row)
                 written += len(chunk)
     return written
+
+
+def _widen(connection: Connection) -> None:
+    """Let the kernel hold more of what is sent by a local socket; a TCP connection grows by itself."""
+    if hasattr(socket, "AF_UNIX"):
+        with socket.socket(fileno=os.dup(connection.pgconn.socket)) as line:
+            if line.family == socket.AF_UNIX:
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
 
 
 def merge_rows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -88,6 +88,14 @@ class Stored:
     rejected: list[RejectedRowError] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class Prepared:
+    """Rows that are folded, ordered and ready to be stored, a batch for each project; `rows` counts them."""
+
+    rows: int
+    batches: list[Batch]
+
+
 class BatchStore:
     """Stores batches of rows. Not for use by two threads at once."""
 
@@ -99,24 +107,34 @@ class BatchStore:
         self._partitions = PartitionManager(pool)
         self._known_resources: set[bytes] = set()
         self._expect_duplicates = False
+        self._meanwhile: Callable[[], None] | None = None
 
-    def store(
-        self, spans: Sequence[GivenRow], events: Sequence[GivenRow], traces: Sequence[GivenRow], stored: Stored
-    ) -> None:
+    def prepare(self, spans: Sequence[GivenRow], events: Sequence[GivenRow], traces: Sequence[GivenRow]) -> Prepared:
+        """Do what needs no server: check, fold and order rows. What comes of it can be stored once."""
+        batches = []
+        for part in _by_project(spans, events, traces, self._project):
+            rejections = Rejections()
+            batches.append(
+                Batch(
+                    SpanBatch.from_rows(part[0], self._project, rejections),
+                    LooseEvents.from_rows(part[1], self._project, rejections),
+                    own_traces(part[2], self._project, rejections),
+                )
+            )
+        return Prepared(len(spans) + len(events) + len(traces), batches)
+
+    def store(self, prepared: Prepared, stored: Stored, meanwhile: Callable[[], None] | None = None) -> None:
         """Store rows and commit, in one transaction unless rows have to be told apart.
 
         Returns after the COMMIT. Raises a StorageError if something did not commit, with what did in `stored`:
-        the same rows may then be given again, because what is stored already is stored once. `stored` gets
-        the rejected rows only when all others are committed, so that none is named twice.
+        the same rows may then be prepared again, because what is stored already is stored once. `stored` gets
+        the rejected rows only when all others are committed, so that none is named twice. `meanwhile` may be
+        called, even more than once, at a time when the server has work left and this thread has none.
         """
         rejected: list[RejectedRowError] = []
-        for part in _by_project(spans, events, traces, self._project):
-            rejections = Rejections()
-            batch = Batch(
-                SpanBatch.from_rows(part[0], self._project, rejections),
-                LooseEvents.from_rows(part[1], self._project, rejections),
-                own_traces(part[2], self._project, rejections),
-            )
+        self._meanwhile = meanwhile
+        for batch in prepared.batches:
+            rejections = batch.spans.rejections
             folded = batch.spans.folded
             self._write(batch, stored)
             stored.outcome.spans_duplicate += folded
@@ -176,6 +194,7 @@ class BatchStore:
                         expect_duplicates=self._expect_duplicates,
                         known_resources=self._known_resources,
                         lock_timeout_seconds=self._config.lock_timeout_seconds,
+                        meanwhile=self._meanwhile,
                     ).write(batch)
                     connection.commit()
         return outcome

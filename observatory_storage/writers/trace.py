@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -17,7 +17,7 @@ from observatory_storage.models import EventRow, SpanRow, Trace, TraceEvent, Tra
 from observatory_storage.writers import background
 from observatory_storage.writers.buffer import BufferStats, RowBuffer
 from observatory_storage.writers.config import WriterConfig
-from observatory_storage.writers.store import BatchStore, Stored
+from observatory_storage.writers.store import BatchStore, Prepared, Stored
 
 if TYPE_CHECKING:
     from observatory_storage.llm import LlmSpan
@@ -54,9 +54,10 @@ class TraceWriter:
 
     `write_…` returns when the row is in the buffer; it is acknowledged, that is committed, when `flush` or
     `close` has returned. A background thread writes full and old batches meanwhile. What could not be
-    written stays in the buffer and is tried again; a full buffer makes callers wait. Rows are copied when
-    they are given, not what they refer to. Rows that cannot be stored are handed to `on_rejected`, from the
-    thread that flushed, or else logged as a warning.
+    written stays in the buffer and is tried again; a full buffer makes callers wait. A single row is copied
+    when it is given, not what it refers to; rows that are given together are the writer's from then on, and
+    not to be changed. Rows that cannot be stored are handed to `on_rejected`, from the thread that flushed,
+    or else logged as a warning.
 
     Safe for threads. In a forked child the writer is empty and uses connections of its own.
     """
@@ -88,6 +89,7 @@ class TraceWriter:
         self._flusher: int | None = None
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._ahead: Prepared | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -103,10 +105,10 @@ class TraceWriter:
         What is computed from spans (times, name, user, counts …) is taken from here only until the trace's
         first span is stored. Write facts about a user or session on the spans.
         """
-        self._put("trace", [trace])
+        self._put("trace", [trace], copy=True)
 
     def write_traces(self, traces: Iterable[TraceRow | Mapping[str, object] | Trace]) -> None:
-        """Write several traces, as `write_trace` does."""
+        """Write several traces, as `write_trace` does; their mappings are not to be changed afterwards."""
         self._put("trace", traces)
 
     def write_span(self, span: SpanRow | Mapping[str, object] | TraceSpan) -> None:
@@ -114,18 +116,18 @@ class TraceWriter:
 
         For many spans `write_spans` costs less.
         """
-        self._put("span", [span])
+        self._put("span", [span], copy=True)
 
     def write_spans(self, spans: Iterable[SpanRow | Mapping[str, object] | TraceSpan]) -> None:
-        """Write spans."""
+        """Write spans; their mappings are not to be changed afterwards, nor one of them given again and again."""
         self._put("span", spans)
 
     def write_event(self, event: EventRow | Mapping[str, object] | TraceEvent) -> None:
         """Write an event of a span that is or will be written; `span_start_time` is part of its key."""
-        self._put("event", [event])
+        self._put("event", [event], copy=True)
 
     def write_events(self, events: Iterable[EventRow | Mapping[str, object] | TraceEvent]) -> None:
-        """Write several events, as `write_event` does."""
+        """Write several events, as `write_event` does; their mappings are not to be changed afterwards."""
         self._put("event", events)
 
     def write_span_from_llm(self, span: LlmSpan) -> TraceSpan:
@@ -193,11 +195,11 @@ class TraceWriter:
         """Return what has been committed so far."""
         return self._stats
 
-    def _put(self, kind: str, rows: Iterable[object]) -> None:
+    def _put(self, kind: str, rows: Iterable[object], *, copy: bool = False) -> None:
         if self._closed:
             raise WriteError("the writer is closed; make a new one")
         self._ensure_thread()
-        self._buffer.put(kind, rows)
+        self._buffer.put(kind, rows, copy=copy)
 
     def _ensure_thread(self) -> None:
         if self._thread is None:
@@ -247,13 +249,15 @@ class TraceWriter:
 
     def _write_batch(self) -> int:
         """Write one batch and return its rows."""
-        rows = self._buffer.peek(self._batch_size)
-        number = sum(map(len, rows.values()))
+        number = min(len(self._buffer), self._batch_size)
         if not number:
             return 0
         stored = Stored()
+        ahead: list[Prepared] = []
         try:
-            self._store.store(rows["span"], rows["event"], rows["trace"], stored)
+            prepared, self._ahead = self._ahead or self._prepare(), None
+            number = prepared.rows
+            self._store.store(prepared, stored, lambda: self._prepare_ahead(number, ahead))
         except Exception as error:
             self._stats = replace(self._stats, failures=self._stats.failures + 1)
             reason = describe(error) if isinstance(error, StorageError) else repr(error)
@@ -268,8 +272,21 @@ class TraceWriter:
         finally:
             self._account(stored)
         self._buffer.drop(number)
+        # Only now are these the oldest rows: an interrupt before leaves nothing prepared.
+        self._ahead = ahead[0] if ahead else None
         self._buffer.last_error = None
         return number
+
+    def _prepare(self, skip: int = 0) -> Prepared:
+        rows = self._buffer.peek(self._batch_size, skip)
+        return self._store.prepare(rows["span"], rows["event"], rows["trace"])
+
+    def _prepare_ahead(self, number: int, ahead: list[Prepared]) -> None:
+        """Prepare the batch behind the first `number` rows, if it is full: others would be joined by rows to come."""
+        if not ahead and len(self._buffer) >= number + self._batch_size:
+            # What is wrong with those rows is no fault of the batch that is being written.
+            with suppress(Exception):
+                ahead.append(self._prepare(number))
 
     def _account(self, stored: Stored) -> None:
         old, new = self._stats, stored.outcome

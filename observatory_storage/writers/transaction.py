@@ -15,7 +15,7 @@ Why so and not otherwise: `docs/decisions/write-protocol.md`.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -79,7 +79,8 @@ class BatchTransaction:
     """Writes one batch on a connection; the caller commits, or rolls back where anything is raised.
 
     `by_copy` chooses the path; `expect_duplicates` skips the optimistic COPY that a replay would fail.
-    `known_resources` are ids that are committed and need not be sent again.
+    `known_resources` are ids that are committed and need not be sent again. `meanwhile` is called once all
+    spans are sent, while the server still stores them.
     """
 
     def __init__(
@@ -90,12 +91,14 @@ class BatchTransaction:
         expect_duplicates: bool,
         known_resources: Collection[bytes],
         lock_timeout_seconds: float,
+        meanwhile: Callable[[], None] | None = None,
     ) -> None:
         self._connection = connection
         self._by_copy = by_copy
         self._expect_duplicates = expect_duplicates
         self._known_resources = known_resources
         self._lock_timeout_ms = max(1, int(lock_timeout_seconds * 1000))
+        self._meanwhile = meanwhile
         self._outcome = Outcome()
 
     def write(self, batch: Batch) -> Outcome:
@@ -130,7 +133,7 @@ class BatchTransaction:
             return {}
         self._refuse_foreign(spans.projects)
         insert = merge_rows if self._by_copy else insert_rows
-        new = insert(self._connection, SPANS, spans.layout, _summed(spans, deltas))
+        new = insert(self._connection, SPANS, spans.layout, self._summed(spans, deltas))
         self._outcome.spans_written = len(new)
         self._outcome.spans_duplicate = len(spans) - len(new)
         self._outcome.met_duplicates = len(new) < len(spans)
@@ -150,7 +153,7 @@ class BatchTransaction:
         try:
             with self._connection.transaction():
                 self._outcome.spans_written = copy_rows(
-                    self._connection, SPANS.name, spans.layout, _summed(spans, deltas)
+                    self._connection, SPANS.name, spans.layout, self._summed(spans, deltas)
                 )
         except psycopg.Error as error:
             if not is_duplicate(error):
@@ -159,6 +162,16 @@ class BatchTransaction:
             self._outcome.spans_written = 0
             return False
         return True
+
+    def _summed(self, spans: SpanBatch, deltas: TraceDeltas) -> Iterator[Sequence[WireRow]]:
+        """Yield the spans' chunks, each added to the deltas while the server works on it."""
+        for chunk in spans.chunks():
+            yield chunk
+            deltas.add(chunk)
+        if self._meanwhile is not None and self._by_copy:
+            # What was sent keeps the server busy for a while yet.
+            self._connection.pgconn.flush()
+            self._meanwhile()
 
     def _copy_events(self, events: Sequence[WireRow]) -> None:
         if self._by_copy and events:
@@ -220,13 +233,6 @@ class BatchTransaction:
         query(self._connection, sql.RECOMPUTE_TRACES, [dt.datetime.now(dt.UTC), trace_ids, trace_ids])
         self._outcome.spans_replaced = len(replaced)
         self._outcome.spans_duplicate -= len(replaced)
-
-
-def _summed(spans: SpanBatch, deltas: TraceDeltas) -> Iterator[Sequence[WireRow]]:
-    """Yield the spans' chunks, each added to the deltas while the server works on it."""
-    for chunk in spans.chunks():
-        yield chunk
-        deltas.add(chunk)
 
 
 def _uuids(keys: Sequence[bytes]) -> wire.BinaryValue:
