@@ -83,7 +83,8 @@ def test_a_server_stopped_in_the_middle_and_started_again(tmp_path: Path) -> Non
         assert writer.buffer_stats().rows == 200
         assert writer.buffer_stats().last_error
         server = embedded_server(tmp_path / "data")
-        assert count(server.url, "trace_spans") == acknowledged
+        # Those, and what the background thread may have written since the server is back.
+        assert count(server.url, "trace_spans") >= acknowledged
         writer.write_spans(spans[150:250])
         for _ in range(20):
             try:
