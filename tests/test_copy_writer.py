@@ -70,3 +70,20 @@ def test_a_row_that_cannot_be_written_raises_with_its_reason(pool: StoragePool, 
         CopyWriter().write_spans(connection, [*spans[:3], {**spans[3], **bad}])
     assert next(iter(bad)) in raised.value.reason
     assert raised.value.row is not None
+
+
+def test_columns_that_only_later_rows_have_are_written(pool: StoragePool, database_url: str) -> None:
+    spans = bare(make_spans(traces=30, spans=10))
+    plain = [{**span, "span_id": bytes([number // 256, number % 256] * 4)} for number, span in enumerate(spans, 1)]
+    for span in plain[:150]:
+        for name in ("operation", "provider", "model", "tags", "input"):
+            span.pop(name, None)
+    for span in plain[200:]:
+        span["environment"] = "late"
+    with pool.raw_connection() as connection:
+        assert CopyWriter().write_spans(connection, iter(plain)) == 300
+        connection.commit()
+    rows = {bytes(row["span_id"]): row for row in stored(database_url)["trace_spans"]}
+    for span in plain:
+        row = rows[span["span_id"]]
+        assert (row["model"], row["environment"]) == (span.get("model"), span.get("environment"))

@@ -15,6 +15,7 @@ from observatory_storage.writers.convert import (
     WireRow,
     convert_column,
     convert_rows,
+    gather,
     known_rows,
     unknown_keys,
 )
@@ -32,6 +33,8 @@ UNIX_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 _SPAN_KEYS: Final = frozenset(SpanRow.__annotations__) | {"created_at"}
 _EVENT_KEYS: Final = frozenset(EventRow.__annotations__)
+# What a batch looks at before its rows are converted.
+_TAKEN: Final = (*SPANS.key, "end_time", "project", "resource_id", "resource", "events")
 _DURATION: Final = SPANS.columns[SPANS.index["duration_us"]]
 
 
@@ -180,13 +183,16 @@ class SpanBatch:
 
     def _take(self, rows: Sequence[GivenRow], project: str) -> None:
         known, present = known_rows(rows, _SPAN_KEYS, self.rejections)
-        known = _well_formed(known, present, self.rejections)
-        self._has_events = "events" in present and any(row.get("events") for row in known)
+        raw = gather(known, _TAKEN)
+        fit = _well_formed(known, raw, self.rejections)
+        if len(fit) < len(known):
+            known, raw = fit, gather(fit, _TAKEN)
+        self._has_events = any(raw.pop("events"))
         self.layout = SPANS.layout(present)
         failed: dict[int, str] = {}
         kept: dict[int, dict[str, Any]] = {}
-        raw = {name: [row.get(name) for row in known] for name in (*SPANS.key, "end_time")}
-        raw["project"] = [row.get("project") or project for row in known]
+        resources, resource_ids = raw.pop("resource"), raw.pop("resource_id")
+        raw["project"] = [named or project for named in raw["project"]]
         if None in raw["start_time"]:
             raw["start_time"] = [
                 _start_of(row) if start is None else start for row, start in zip(known, raw["start_time"], strict=True)
@@ -199,7 +205,7 @@ class SpanBatch:
         self._keys = {name: [column[place] for place in places] for name, column in keys.items()}
         if kept:
             self._kept = {at: kept[place] for at, place in enumerate(places) if place in kept}
-        self._keys["resource_id"] = self._resolve_resources()
+        self._keys["resource_id"] = self._resolve_resources(_at(resource_ids, places), _at(resources, places))
 
     def _fold(self, keys: Mapping[str, list[Any]], failed: Mapping[int, str]) -> list[int]:
         """Return the places of the rows to write, in writing order, one for each key."""
@@ -218,9 +224,7 @@ class SpanBatch:
                     best[key] = place
         return [best[key] for key in sorted(best)]
 
-    def _resolve_resources(self) -> list[Any]:
-        ids = [row.get("resource_id") for row in self._given]
-        given = [row.get("resource") for row in self._given]
+    def _resolve_resources(self, ids: list[Any], given: list[Any]) -> list[Any]:
         if given.count(None) < len(given):
             # Decoders share one object among all spans of a resource.
             keys = list(zip(map(id, given), self._keys["project"], strict=True))
@@ -408,29 +412,24 @@ def _content_index(row: GivenRow) -> int:
     return LOOSE_EVENTS + int.from_bytes(content[:8]) % LOOSE_EVENTS
 
 
-def _well_formed(rows: Sequence[GivenRow], present: frozenset[str], rejections: Rejections) -> Sequence[GivenRow]:
+def _well_formed(
+    rows: Sequence[GivenRow], given: Mapping[str, list[Any]], rejections: Rejections
+) -> Sequence[GivenRow]:
     """Reject spans whose events, resource or project are not of the shape that these have."""
-    checks: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-        ("project", lambda value: isinstance(value, str), "text"),
-        ("resource", _is_resource, "a mapping, and so its attributes"),
-        ("events", _is_list_of_mappings, "a list of mappings"),
-    )
-    for name, fits, shape in checks:
-        if name not in present:
+    reasons: dict[int, str] = {}
+    for name, fits, shape in _SHAPES:
+        values = given[name]
+        if values.count(None) == len(values):
             continue
-        values = [row.get(name) for row in rows]
-        # Most spans share these, or have none: each object is looked at once.
-        bad = {
-            id(value)
-            for value in dict(zip(map(id, values), values, strict=True)).values()
-            if value is not None and not fits(value)
-        }
-        if bad:
-            for row, value in zip(rows, values, strict=True):
-                if id(value) in bad:
-                    rejections.add(row, f"{name} is of another shape; it must be {shape}")
-            rows = [row for row, value in zip(rows, values, strict=True) if id(value) not in bad]
-    return rows
+        # Most spans share these: each object is looked at once.
+        objects = dict(zip(map(id, values), values, strict=True))
+        bad = {key for key, value in objects.items() if value is not None and not fits(value)}
+        for place, value in enumerate(values) if bad else ():
+            if id(value) in bad:
+                reasons.setdefault(place, f"{name} is of another shape; it must be {shape}")
+    for place, reason in reasons.items():
+        rejections.add(rows[place], reason)
+    return [row for place, row in enumerate(rows) if place not in reasons] if reasons else rows
 
 
 def _is_resource(value: Any) -> bool:
@@ -439,6 +438,13 @@ def _is_resource(value: Any) -> bool:
 
 def _is_list_of_mappings(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(item, Mapping) for item in value)
+
+
+_SHAPES: Final[tuple[tuple[str, Callable[[Any], bool], str], ...]] = (
+    ("project", lambda value: isinstance(value, str), "text"),
+    ("resource", _is_resource, "a mapping, and so its attributes"),
+    ("events", _is_list_of_mappings, "a list of mappings"),
+)
 
 
 def _next_size(size: int, rows: Sequence[WireRow], wide: Sequence[int]) -> int:

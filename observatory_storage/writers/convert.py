@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final
 
 from sqlalchemy.orm import DeclarativeBase
 
 from observatory_storage.errors import RejectedRowError
 from observatory_storage.text import digits, encode_json, repair_text
-from observatory_storage.writers.kinds import Unfit
+from observatory_storage.writers.kinds import Kind, Unfit
 from observatory_storage.writers.tables import Column, Layout
 
 GivenRow = Mapping[str, Any]
@@ -73,10 +74,7 @@ def convert_column(
         values = [column.default if value is None else value for value in values]
     if values.count(None) == len(values) and not column.required:
         return values
-    try:
-        converted = column.kind.bulk(values)
-    except Exception:  # noqa: BLE001 - values may be objects whose own code fails; the walk finds which
-        converted = None
+    converted = _bulk(column.kind, values)
     if converted is not None and not (column.required and None in converted):
         return converted
     out: list[Any] = []
@@ -116,23 +114,47 @@ def convert_rows(
     """
     kept = {} if kept is None else kept
     ready = {} if ready is None else ready
-    columns: list[list[Any]] = []
-    attributes_at: int | None = None
-    for place, column in enumerate(layout.columns):
-        if column.name in ready:
-            columns.append(ready[column.name])
-        elif column.name == _ATTRIBUTES:
-            attributes_at = place
-            columns.append([])  # last, when all that is kept is known
-        else:
-            name = column.name
-            columns.append(convert_column(column, [row.get(name) for row in rows], failed, kept))
-    if attributes_at is not None:
-        values = [row.get(_ATTRIBUTES) for row in rows]
+    given = gather(rows, [name for name in layout.names if name not in ready])
+    columns = {**ready, **_convert_together(layout, given)}
+    for column in layout.columns:
+        if column.name not in columns and column.name != _ATTRIBUTES:
+            columns[column.name] = convert_column(column, given[column.name], failed, kept)
+    if _ATTRIBUTES in given:
+        # Last, when all that is kept is known.
+        values = given[_ATTRIBUTES]
         for at, originals in kept.items():
             values[at] = _with_originals(values[at], originals)
-        columns[attributes_at] = convert_column(layout.columns[attributes_at], values, failed, {})
-    return list(zip(*columns, strict=True))
+        attributes = layout.columns[layout.names.index(_ATTRIBUTES)]
+        columns[_ATTRIBUTES] = convert_column(attributes, values, failed, {})
+    return list(zip(*map(columns.__getitem__, layout.names), strict=True))
+
+
+def _bulk(kind: Kind, values: list[Any]) -> list[Any] | None:
+    try:
+        return kind.bulk(values)
+    except Exception:  # noqa: BLE001 - values may be objects whose own code fails; the walk finds which
+        return None
+
+
+def gather(rows: Sequence[GivenRow], names: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the values of some columns, by column.
+
+    Goes from row to row and not from column to column, because a row's values lie together in memory.
+    """
+    values: list[Any] = []
+    for row in rows:
+        values.extend(map(row.get, names))
+    return {name: values[place :: len(names)] for place, name in enumerate(names)}
+
+
+def _convert_together(layout: Layout, given: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Check the columns of each kind at once, which costs less than one after the other; return those in order."""
+    columns: dict[str, list[Any]] = {}
+    for kind, names in layout.together.items():
+        group = {name: given[name] for name in names if name in given}
+        if _bulk(kind, list(chain.from_iterable(group.values()))) is not None:
+            columns |= group
+    return columns
 
 
 def known_rows(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import Any, Final
 
 import psycopg
@@ -29,7 +31,9 @@ class CopyWriter:
     No deduplication (a duplicate raises IntegrityError and aborts the transaction), no summaries, no traces
     made where they are missing, no partitions made (rows without one land in DEFAULT). Span mappings with
     `events` or `resource` are refused, since those are rows of other tables; `created_at` is the server's.
-    The first row that cannot be converted raises RejectedRowError. For telemetry that may be delivered
+    Rows are read while they are sent, so that an iterable may be longer than memory, but must not use the
+    same connection. The first row that cannot be converted raises RejectedRowError and aborts the
+    transaction. For telemetry that may be delivered
     twice use `TraceWriter`.
     """
 
@@ -55,18 +59,25 @@ class CopyWriter:
         return self._write(connection, EVENTS, rows)
 
     def _write(self, connection: psycopg.Connection[Any], table: WriteTable, rows: Iterable[object]) -> int:
-        given = [as_mapping(row) for row in rows]
-        rejections = Rejections()
-        _, present = known_rows(given, frozenset(table.names) | _SERVER_COLUMNS, rejections)
-        if rejections.errors:
-            raise rejections.errors[0]
-        layout = table.layout(present)
+        segments = groupby(self._chunks(table, iter(rows)), itemgetter(0))
         with translate_errors():
-            return copy_rows(connection, table.name, layout, self._chunks(table, layout, given))
+            return sum(
+                copy_rows(connection, table.name, layout, map(itemgetter(1), parts)) for layout, parts in segments
+            )
 
-    def _chunks(self, table: WriteTable, layout: Layout, rows: Sequence[GivenRow]) -> Iterator[Sequence[WireRow]]:
-        for first in range(0, len(rows), CHUNK_ROWS):
-            chunk = rows[first : first + CHUNK_ROWS]
+    def _chunks(self, table: WriteTable, rows: Iterator[object]) -> Iterator[tuple[Layout, Sequence[WireRow]]]:
+        known = frozenset(table.names) | _SERVER_COLUMNS
+        present: frozenset[str] = frozenset()
+        layout = table.layout(present)
+        while chunk := [as_mapping(row) for row in islice(rows, CHUNK_ROWS)]:
+            rejections = Rejections()
+            _, found = known_rows(chunk, known, rejections)
+            for error in rejections.errors:
+                raise error
+            if not found <= present:
+                # Columns that are met later start another COPY: what was sent has nothing in them.
+                present |= found
+                layout = table.layout(present)
             ready: dict[str, list[Any]] = {"project": [row.get("project") or self._project for row in chunk]}
             failed: dict[int, str] = {}
             kept: dict[int, dict[str, Any]] = {}
@@ -75,7 +86,7 @@ class CopyWriter:
             converted = convert_rows(layout, chunk, failed, ready=ready, kept=kept)
             for at, reason in failed.items():
                 raise RejectedRowError(reason, row=chunk[at])
-            yield converted
+            yield layout, converted
 
 
 def _span_columns(

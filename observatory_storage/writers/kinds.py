@@ -23,7 +23,7 @@ import orjson
 
 from observatory_storage.errors import RejectedRowError
 from observatory_storage.identity import is_hex_span_id, is_hex_trace_id, resolve_span_id, trace_id_bytes
-from observatory_storage.models.limits import MAX_TOKENS, is_amount
+from observatory_storage.models.limits import MAX_TOKENS, are_amounts, is_amount
 from observatory_storage.text import NUL_ESCAPE, digits, encode_json, repair_text
 from observatory_storage.writers import wire
 
@@ -58,6 +58,8 @@ class Kind(ABC):
     element_oid: ClassVar[int]
     cast: ClassVar[str | None] = None
     """What an array's element is cast to, where it travels as another type."""
+    sent_as_given: ClassVar[bool] = False
+    """Whether `bulk` returns values that are in order as they are: such columns are checked together."""
 
     @abstractmethod
     def bulk(self, values: list[Any]) -> list[Any] | None:
@@ -78,6 +80,7 @@ class TextKind(Kind):
     copy_type = "text"
     array_type = "text"
     element_oid = 25
+    sent_as_given = True
 
     def __init__(self, max_length: int | None = None) -> None:
         self.max_length = max_length
@@ -85,7 +88,7 @@ class TextKind(Kind):
     def bulk(self, values: list[Any]) -> list[Any] | None:
         if not set(map(type, values)) <= {str, _NONE}:
             return None
-        present = [value for value in values if value]
+        present = list(filter(None, values))
         if self.max_length is not None and present and max(map(len, present)) > self.max_length:
             return None
         joined = "".join(present)
@@ -137,6 +140,7 @@ class IntKind(Kind):
     copy_type = "int8"
     array_type = "int8"
     element_oid = 20
+    sent_as_given = True
     limits: tuple[int, int] = _INT8
 
     def bulk(self, values: list[Any]) -> list[Any] | None:
@@ -206,7 +210,8 @@ class DecimalKind(Kind):
     def bulk(self, values: list[Any]) -> list[Any] | None:
         if not set(map(type, values)) <= {Decimal, _NONE}:
             return None
-        return values if all(value is None or is_amount(value, total=self.total) for value in values) else None
+        present = [value for value in values if value is not None]
+        return values if are_amounts(present, total=self.total) else None
 
     def convert(self, value: Any) -> Decimal:
         try:

@@ -249,7 +249,9 @@ def _by_project(
         return given if given and isinstance(given, str) else project
 
     groups: dict[str, tuple[list[GivenRow], list[GivenRow], list[GivenRow]]] = {}
-    if len({named(row) for rows in (spans, events, traces) for row in rows}) <= 1:
+    given = [row.get("project") for rows in (spans, events, traces) for row in rows]
+    # In C: most batches say one project, or none.
+    if given.count(None) == len(given) or len({named(row) for rows in (spans, events, traces) for row in rows}) <= 1:
         yield spans, events, traces
         return
     for kind, rows in enumerate((spans, events, traces)):

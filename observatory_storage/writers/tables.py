@@ -56,11 +56,18 @@ class Column:
 
 
 class Layout:
-    """Which columns of a table a batch sends, in which order."""
+    """Which columns of a table a batch sends, in which order.
+
+    `together` names the columns that can be checked at once, by kind.
+    """
 
     def __init__(self, columns: tuple[Column, ...]) -> None:
         self.columns = columns
         self.names = tuple(column.name for column in columns)
+        self.together: dict[Kind, list[str]] = {}
+        for column in columns:
+            if column.kind.sent_as_given and not column.required and column.default is None:
+                self.together.setdefault(column.kind, []).append(column.name)
 
 
 class WriteTable:
