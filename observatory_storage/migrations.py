@@ -36,6 +36,8 @@ _POLL_SECONDS: Final = 0.1
 # Whoever waits for a table's lock makes every later reader and writer of it wait too; 3 s of that at a time.
 _LOCK_TIMEOUT_SECONDS: Final = 3.0
 _LOCK_ATTEMPTS: Final = 5
+# The lock was not granted; a deadlock with a reader or a writer was resolved at our cost.
+_CONTENTION: Final = ("55P03", "40P01")
 _WAIT_SECONDS: Final = 300.0
 # Alembic's `context` and `op` are global to the process.
 _ALEMBIC = threading.Lock()
@@ -79,7 +81,7 @@ def upgrade(
         try:
             return _upgrade_once(config, revision, lock_timeout_seconds, wait_seconds)
         except UnavailableError as error:
-            if error.sqlstate != "55P03":
+            if error.sqlstate not in _CONTENTION:
                 raise
             if attempt == lock_attempts:
                 raise UnavailableError(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from observatory_storage.connections import Connections, PoolStats, capacity_war
 from observatory_storage.embedded import EmbeddedServer, embedded_server
 from observatory_storage.errors import StorageError, translate_errors
 from observatory_storage.health import HealthReport, PostgresHealth, RedisHealth
+from observatory_storage.lifecycle import MaintenanceReport, PartitionWidth, maintenance
 from observatory_storage.migrations import SchemaState
 from observatory_storage.models import Base
 from observatory_storage.redis_client import RedisLink
@@ -126,6 +128,31 @@ class StoragePool:
         See `observatory_storage.migrations.upgrade`. Uses connections of its own.
         """
         return migrations.upgrade(self.config, revision)
+
+    def maintain(
+        self,
+        *,
+        ahead: dt.timedelta = maintenance.AHEAD,
+        widths: Mapping[str, PartitionWidth] | None = None,
+        wait_seconds: float = 0.0,
+        dry_run: bool = False,
+        on_progress: Callable[[str, int, int], None] | None = None,
+    ) -> MaintenanceReport:
+        """Do what is due in the database, beside whoever writes and reads; call it every few minutes.
+
+        Makes the partitions of the time until now + `ahead`, and those that rows of the last 90 days in DEFAULT
+        have to move to; then builds the text index of each partition of logs that has closed. `widths` says by
+        table what range of times a new partition takes; writers must be told the same.
+
+        May be called from many hosts at once: one of them works, the others wait for up to `wait_seconds` and
+        then return a report that says so. What could not be done stands in the report; the next call tries
+        again. A `dry_run` changes nothing. `on_progress` is called with what is being done, how many of its
+        steps are done, and how many there are. Uses one connection of its own, directly to PostgreSQL, besides
+        the pool's. Raises UnavailableError where the server cannot be reached.
+        """
+        return maintenance.maintain(
+            self, ahead=ahead, widths=widths, wait_seconds=wait_seconds, dry_run=dry_run, on_progress=on_progress
+        )
 
     @property
     def redis(self) -> redis.Redis | None:

@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -17,7 +19,9 @@ import sqlalchemy as sa
 from observatory_storage import migrations
 from observatory_storage.config import StorageConfig
 from observatory_storage.errors import SchemaVersionError, UnavailableError
-from observatory_storage.models import Base, Trace
+from observatory_storage.lifecycle import PartitionManager
+from observatory_storage.models import Base, LogRecord, Trace
+from observatory_storage.models.base import table_of
 from observatory_storage.pool import StoragePool
 from tests import catalog
 from tests.conftest import ROOT
@@ -47,7 +51,7 @@ def alembic(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def execute(url: str, statement: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(statement)
+        connection.execute(statement.encode())
 
 
 @pytest.mark.every_server
@@ -260,3 +264,180 @@ def test_times_come_back_in_utc_whatever_the_servers_zone(pool: StoragePool, dat
         (trace,) = session.scalars(sa.select(Trace))
         assert str(trace.start_time) == str(now)
         assert repr(trace) == f"Trace(id='{trace.id}', name='None')"
+
+
+SPAN = "INSERT INTO trace_spans (trace_id, span_id, start_time) VALUES (gen_random_uuid(), '\\x0102030405060708', %s)"
+LOG = "INSERT INTO logs (timestamp, route_id, id, body) VALUES (%s, gen_random_uuid(), gen_random_uuid(), 'before')"
+FIRST_DAY = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+INDEXES = """
+    SELECT c.relname, x.indisvalid FROM pg_index AS x JOIN pg_class AS c ON c.oid = x.indexrelid
+    WHERE c.relname ~ '^logs_.*transaction_id_idx$' ORDER BY 1
+"""
+
+
+def make_release_one(url: str, days: int) -> StorageConfig:
+    """A database of revision 0001 with a span and a log record in each of many daily partitions, and in DEFAULT."""
+    config = StorageConfig.from_url(url)
+    migrations.upgrade(config, "0001")
+    with psycopg.connect(url) as connection:
+        for day in (FIRST_DAY + dt.timedelta(days=number) for number in range(days)):
+            for table in ("trace_spans", "logs"):
+                connection.execute(
+                    f"CREATE TABLE {table}_p{day:%Y%m%d} PARTITION OF {table}"
+                    f" FOR VALUES FROM ('{day}') TO ('{day + dt.timedelta(days=1)}')"
+                )
+        for number in range(-1, days):
+            connection.execute(SPAN, [FIRST_DAY + dt.timedelta(days=number)])
+            connection.execute(LOG, [FIRST_DAY + dt.timedelta(days=number)])
+    return config
+
+
+def query(url: str, statement: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(statement.encode()).fetchall()
+
+
+@pytest.mark.every_server
+def test_a_store_with_data_and_many_partitions_goes_up_and_down(empty_database_url: str) -> None:
+    url, days = empty_database_url, 30
+    config = make_release_one(url, days)
+    files = (
+        "SELECT relname, relfilenode FROM pg_class WHERE relkind = 'r' AND relname ~ '^(logs|trace_spans)' ORDER BY 1"
+    )
+    rows = "SELECT timestamp, id, body FROM logs ORDER BY 1"
+    before, stored = query(url, files), query(url, rows)
+    assert migrations.upgrade(config).is_current
+
+    assert query(url, files) == before, "a table was rewritten"
+    assert query(url, rows) == stored
+    indexes = query(url, INDEXES)
+    assert len(indexes) == days + 2
+    assert {valid for _, valid in indexes} == {True}
+    assert query(url, "SELECT count(transaction_id), count(*) FROM logs") == [(0, days + 1)]
+    with psycopg.connect(url) as connection:
+        connection.execute(LOG, [FIRST_DAY])
+        (transaction,) = connection.execute("SELECT pg_current_xact_id()::text::bigint").fetchone() or ()
+    assert query(url, "SELECT transaction_id FROM logs WHERE transaction_id IS NOT NULL") == [(transaction,)]
+    execute(url, "CREATE INDEX logs_default_text_idx ON logs_default (body)")
+
+    done = alembic(url, "downgrade", "0001")
+    assert done.returncode == 0, done.stderr
+    assert query(url, "SELECT relname FROM pg_class WHERE relname ~ 'transaction_id|text_idx'") == []
+    assert query(url, "SELECT 1 FROM pg_attribute WHERE attname ~ '_from_logs|transaction_id'") == []
+    assert query(url, "SELECT count(*) FROM logs") == [(days + 2,)]
+    assert query(url, "SELECT count(*) FROM trace_spans") == [(days + 1,)]
+
+    assert migrations.upgrade(config).is_current
+    done = alembic(url, "check")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.every_server
+def test_an_index_that_waits_in_vain_is_an_error_and_is_built_by_the_next_call(empty_database_url: str) -> None:
+    url = empty_database_url
+    config = make_release_one(url, 3)
+    with psycopg.connect(url, application_name="nightly report") as reader:
+        # A concurrent build waits for every older snapshot, whatever it reads.
+        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        reader.execute("SELECT 1")
+        with pytest.raises(UnavailableError, match=r"1 times no lock.*nightly report"):
+            migrations.upgrade(config, lock_timeout_seconds=0.05, lock_attempts=1)
+        indexes = dict(query(url, INDEXES))
+        assert indexes["logs_transaction_id_idx"] is False
+        assert indexes["logs_default_transaction_id_idx"] is False
+    assert migrations.upgrade(config).is_current
+    indexes = dict(query(url, INDEXES))
+    assert len(indexes) == 5
+    assert set(indexes.values()) == {True}
+
+
+@pytest.mark.every_server
+@pytest.mark.parametrize("leftover", ["an index that nobody attached", "only the parent's", "a partition since"])
+def test_an_interrupted_migration_is_resumed(empty_database_url: str, leftover: str) -> None:
+    url = empty_database_url
+    config = make_release_one(url, 3)
+    execute(url, "ALTER TABLE logs ADD COLUMN transaction_id bigint")
+    definition = "USING brin (transaction_id) WITH (pages_per_range = 32)"
+    execute(url, f"CREATE INDEX logs_transaction_id_idx ON ONLY logs {definition}")
+    if leftover == "an index that nobody attached":
+        name = "logs_p20260102_transaction_id_idx"
+        execute(url, f"CREATE INDEX CONCURRENTLY {name} ON logs_p20260102 {definition}")
+    elif leftover == "a partition since":
+        with StoragePool.from_url(url, min_connections=1, max_connections=1) as pool:
+            assert PartitionManager(pool).ensure(table_of(LogRecord), [dt.date(2026, 2, 1)]) == []
+    assert migrations.upgrade(config).is_current
+    indexes = dict(query(url, INDEXES))
+    assert len(indexes) == (5 + 24 if leftover == "a partition since" else 5)
+    assert set(indexes.values()) == {True}
+
+
+@pytest.mark.every_server
+def test_a_writer_that_holds_the_tables_is_waited_for_in_short_turns(empty_database_url: str) -> None:
+    url = empty_database_url
+    config = make_release_one(url, 3)
+    with psycopg.connect(url, application_name="import") as holder:
+        holder.execute(LOG, [FIRST_DAY])
+        with pytest.raises(UnavailableError, match=r"2 times no lock.*import"):
+            migrations.upgrade(config, lock_timeout_seconds=0.1, lock_attempts=2)
+        threading.Timer(0.5, holder.rollback).start()
+        assert migrations.upgrade(config, lock_timeout_seconds=0.2, lock_attempts=20).is_current
+
+
+def test_a_deadlock_that_the_migration_loses_only_delays(empty_database_url: str) -> None:
+    config = make_release_one(empty_database_url, 1)
+    states: list[migrations.SchemaState] = []
+    migrating = threading.Thread(target=lambda: states.append(migrations.upgrade(config)))
+    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'logs_default'::regclass"
+    with psycopg.connect(empty_database_url) as other:
+        # From the partition to its table: the other way round than ALTER TABLE.
+        other.execute("LOCK TABLE logs_default")
+        migrating.start()
+        while query(empty_database_url, waits) == [(0,)]:
+            time.sleep(0.01)
+        other.execute("LOCK TABLE ONLY logs")
+    migrating.join()
+    assert [state.is_current for state in states] == [True]
+
+
+@pytest.mark.every_server
+def test_writers_go_on_through_the_migration(empty_database_url: str) -> None:
+    url = empty_database_url
+    config = make_release_one(url, 20)
+    done = threading.Event()
+    failures: list[BaseException] = []
+    written = [0, 0]
+
+    def write(place: int) -> None:
+        try:
+            with psycopg.connect(url) as connection:
+                while not done.is_set():
+                    for number in range(5):
+                        connection.execute(SPAN, [FIRST_DAY + dt.timedelta(days=number)])
+                        connection.execute(LOG, [FIRST_DAY + dt.timedelta(days=number)])
+                    connection.commit()
+                    written[place] += 5
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    threads = [threading.Thread(target=write, args=(place,)) for place in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert migrations.upgrade(config).is_current
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert query(url, "SELECT count(*) FROM logs") == [(sum(written) + 21,)]
+    assert {valid for _, valid in query(url, INDEXES)} == {True}
+
+
+def test_the_sql_for_an_administrator_makes_the_same_schema(empty_database_url: str, database_url: str) -> None:
+    script = alembic("postgresql://unused", "upgrade", "head", "--sql").stdout
+    execute(empty_database_url, script)
+    assert catalog.describe(empty_database_url) == catalog.describe(database_url)
+    script = alembic("postgresql://unused", "downgrade", "head:0001", "--sql").stdout
+    execute(empty_database_url, script)
+    assert query(empty_database_url, f"TABLE {migrations.VERSION_TABLE}") == [("0001",)]

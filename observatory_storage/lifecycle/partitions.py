@@ -1,6 +1,7 @@
-"""Partitions by day: found, and made where a writer needs one.
+"""Partitions by time: found, and made where a writer needs one or will need one soon.
 
-The protocol, its measurements and what it replaces: `docs/decisions/partitions.md`.
+The protocol, its measurements and what it replaces: `docs/decisions/partitions.md`; why logs have narrower
+ones: `docs/decisions/log-partitions.md`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import psycopg
 from psycopg import sql
@@ -22,6 +23,7 @@ from sqlalchemy import Table
 
 from observatory_storage.errors import StorageError, UnavailableError, describe, translate_errors
 from observatory_storage.lifecycle import sql as statements
+from observatory_storage.lifecycle.widths import DEFAULT_WIDTHS, PartitionWidth, gap_suffix
 
 _log = logging.getLogger(__name__)
 
@@ -32,10 +34,13 @@ _ATTEMPTS: Final = 5
 # More rows than this are moved out of DEFAULT by maintenance, not by a writer that wants to go on: moving
 # them holds the lock on DEFAULT for about 10 µs a row.
 _MOVE_LIMIT: Final = 20_000
-# A day that could not be made is left alone for this long, so that not every batch waits for it.
+# A partition that could not be made is left alone for this long, so that not every batch waits for it.
 _PAUSE_SECONDS: Final = 60.0
 # The table exists; the lock was not granted; a deadlock was resolved at our cost.
 _RETRIED: Final = ("42P07", "55P03", "40P01")
+
+
+_Range: TypeAlias = tuple[dt.datetime, dt.datetime]
 
 
 class ConnectionSource(Protocol):
@@ -66,13 +71,30 @@ class Partition:
 
 
 class PartitionManager:
-    """Finds and makes the partitions of time-partitioned tables. Safe to share between threads."""
+    """Finds and makes the partitions of time-partitioned tables. Safe to share between threads.
 
-    def __init__(self, pool: ConnectionSource) -> None:
+    `widths` says by table name what range of times a new partition takes: an hour for logs, else a day. It may
+    change at any time; partitions that exist stay as they are, and a new one takes only what they leave free.
+    `move_limit` is how many rows of DEFAULT a new partition takes along; where there are more, it is not made.
+    """
+
+    def __init__(
+        self,
+        pool: ConnectionSource,
+        widths: Mapping[str, PartitionWidth] | None = None,
+        *,
+        move_limit: int = _MOVE_LIMIT,
+    ) -> None:
         self._pool = pool
-        self._known: dict[str, set[dt.date]] = {}
-        self._given_up: dict[tuple[str, dt.date], float] = {}
+        self._move_limit = move_limit
+        self._widths = {**DEFAULT_WIDTHS, **(widths or {})}
+        self._known: dict[str, set[dt.datetime]] = {}
+        self._given_up: dict[tuple[str, dt.datetime], float] = {}
         self._lock = threading.Lock()
+
+    def width(self, table_name: str) -> PartitionWidth:
+        """Return the width of a table's new partitions."""
+        return self._widths.get(table_name, PartitionWidth.DAY)
 
     def list(self, table: Table) -> Sequence[Partition]:
         """Return the partitions of a table, ordered by name, DEFAULT included."""
@@ -80,25 +102,34 @@ class PartitionManager:
             connection.execute(statements.MAINTENANCE_SETTINGS)
             return _partitions(connection, table.name)
 
-    def ensure(self, table: Table, days: Iterable[dt.date], *, at_most: int | None = None) -> Sequence[dt.date]:
-        """Make the partitions of these UTC days that do not exist; return the days that have none now.
+    def missing(self, table: Table, times: Iterable[dt.date]) -> Sequence[dt.datetime]:
+        """Return the starts of the ranges of these times that have no place yet, latest first; changes nothing."""
+        ranges = _ranges(self.width(table.name), times)
+        existing = self.list(table)
+        return [lower for lower, upper in ranges if _free(existing, lower, upper)]
 
-        Works in transactions of its own, one a table, and commits. Makes `at_most` new partitions, those of
-        the latest days. A day that could not be had is no error, its rows land in DEFAULT: the lock on
-        DEFAULT was not granted, DEFAULT holds many rows of that day, or the role may make no tables. Raises
-        UnavailableError where the server cannot be reached.
+    def ensure(self, table: Table, times: Iterable[dt.date], *, at_most: int | None = None) -> Sequence[dt.datetime]:
+        """Make the partitions that these times need; return the starts of the ranges that have none, latest first.
+
+        A range is as wide as `width` says; a date that is no datetime stands for all its ranges, in UTC. Where
+        partitions of another width take a part of a range, the rest gets partitions that fill it.
+
+        Works in transactions of its own, one a table, and commits. Makes the partitions of `at_most` ranges, the
+        latest. A range that could not be had is no error, its rows land in DEFAULT: the lock on DEFAULT was not
+        granted, DEFAULT holds many of its rows, or the role may make no tables. Raises UnavailableError where
+        the server cannot be reached.
         """
+        width = self.width(table.name)
         with self._lock:
             known = self._known.setdefault(table.name, set())
-            absent = sorted(set(days) - known, reverse=True)
+            absent = [(lower, upper) for lower, upper in _ranges(width, times) if lower not in known]
             now = time.monotonic()
-            wanted = [day for day in absent if self._given_up.get((table.name, day), 0.0) <= now][:at_most]
-            if not wanted:
-                return absent
-            left = self._ensure(table, wanted)
-            known.update(day for day in wanted if day not in left)
-            self._given_up.update(((table.name, day), now + _PAUSE_SECONDS) for day in left)
-            return [day for day in absent if day not in known]
+            wanted = [pair for pair in absent if self._given_up.get((table.name, pair[0]), 0.0) <= now][:at_most]
+            if wanted:
+                left = self._ensure(table, width, wanted)
+                known.update(lower for lower, _ in wanted if lower not in left)
+                self._given_up.update(((table.name, lower), now + _PAUSE_SECONDS) for lower in left)
+            return [lower for lower, _ in absent if lower not in known]
 
     def forget(self) -> None:
         """Drop what is remembered of existing partitions; the next `ensure` looks again."""
@@ -106,11 +137,11 @@ class PartitionManager:
             self._known.clear()
             self._given_up.clear()
 
-    def _ensure(self, table: Table, days: Sequence[dt.date]) -> Sequence[dt.date]:
+    def _ensure(self, table: Table, width: PartitionWidth, ranges: Sequence[_Range]) -> set[dt.datetime]:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 with translate_errors(), self._pool.raw_connection() as connection:
-                    left = _make_missing(connection, table, days)
+                    left = _make_missing(connection, table, width, ranges, self._move_limit)
                     connection.commit()
                     return left
             except StorageError as error:
@@ -129,14 +160,38 @@ class PartitionManager:
         _log.warning(
             "could not make the partitions of %s for %s; their rows go to the DEFAULT partition",
             table.name,
-            ", ".join(day.isoformat() for day in days),
+            ", ".join(width.suffix(lower)[1:] for lower, _ in ranges),
         )
-        return days
+        return {lower for lower, _ in ranges}
 
 
-def partition_name(table: str, day: dt.date) -> str:
-    """Return the name of a day's partition, such as `trace_spans_p20261122`."""
-    return f"{table}_p{day.year:04d}{day.month:02d}{day.day:02d}"
+def partition_name(table: str, width: PartitionWidth, lower: dt.datetime, upper: dt.datetime) -> str:
+    """Return a partition's name, such as `trace_spans_p20261122` or `logs_p2026112213`."""
+    whole = width.floor(lower) == lower and width.after(lower) == upper
+    return f"{table}_{width.suffix(lower) if whole else gap_suffix(lower, upper)}"
+
+
+def _ranges(width: PartitionWidth, times: Iterable[dt.date]) -> list[_Range]:
+    """Return the ranges that times need, the latest first."""
+    starts: set[dt.datetime] = set()
+    for given in times:
+        if isinstance(given, dt.datetime):
+            starts.add(width.floor(given))
+        else:
+            midnight = dt.datetime(given.year, given.month, given.day, tzinfo=dt.UTC)
+            starts.update(width.starts(midnight, midnight + _ONE_DAY - dt.timedelta.resolution))
+    return [(start, width.after(start)) for start in sorted(starts, reverse=True)]
+
+
+def _free(partitions: Iterable[Partition], lower: dt.datetime, upper: dt.datetime) -> list[_Range]:
+    """Return what partitions leave of a range, ascending."""
+    taken = [partition for partition in partitions if partition.overlaps(lower, upper)]
+    free = []
+    for partition in sorted(taken, key=lambda partition: partition.lower or lower):
+        if partition.lower is not None and partition.lower > lower:
+            free.append((lower, partition.lower))
+        lower = upper if partition.upper is None else max(lower, partition.upper)
+    return [*free, (lower, upper)] if lower < upper else free
 
 
 def _partitions(connection: psycopg.Connection[Any], table: str) -> list[Partition]:
@@ -145,60 +200,78 @@ def _partitions(connection: psycopg.Connection[Any], table: str) -> list[Partiti
         return [Partition(row["name"], row["is_default"], row["lower"], row["upper"]) for row in cursor]
 
 
-def _bounds(day: dt.date) -> tuple[dt.datetime, dt.datetime]:
-    lower = dt.datetime(day.year, day.month, day.day, tzinfo=dt.UTC)
-    return lower, lower + _ONE_DAY
-
-
-def _missing(partitions: Iterable[Partition], days: Iterable[dt.date]) -> list[dt.date]:
-    existing = list(partitions)
-    return [day for day in days if not any(partition.overlaps(*_bounds(day)) for partition in existing)]
-
-
-def _make_missing(connection: psycopg.Connection[Any], table: Table, days: Iterable[dt.date]) -> list[dt.date]:
+def _make_missing(
+    connection: psycopg.Connection[Any],
+    table: Table,
+    width: PartitionWidth,
+    ranges: Sequence[_Range],
+    move_limit: int,
+) -> set[dt.datetime]:
+    """Make what is missing of the ranges; return the starts of those that DEFAULT holds too many rows of."""
     connection.execute(statements.MAINTENANCE_SETTINGS)
-    if not _missing(_partitions(connection, table.name), days):
-        return []
+    if not any(_free(_partitions(connection, table.name), *wanted) for wanted in ranges):
+        return set()
     connection.execute(statements.LOCK_TABLE_MAINTENANCE, {"table": table.name})
     # Look again: the one who held the lock before may have made them.
     partitions = _partitions(connection, table.name)
     default = next((partition.name for partition in partitions if partition.is_default), None)
-    left = []
-    for day in _missing(partitions, days):
-        if not _make(connection, table, default, day):
-            left.append(day)
+    made: list[_NewPartition] = []
+    left = set()
+    for start, end in ranges:
+        for lower, upper in _free(partitions, start, end):
+            new = _NewPartition(table, default, partition_name(table.name, width, lower, upper), lower, upper)
+            if new.is_crowded(connection, move_limit):
+                left.add(start)
+            else:
+                new.create(connection)
+                made.append(new)
+    if made and default is not None:
+        # Held until the commit, so taken when all the tables are there, and for no longer than it takes to attach them.
+        connection.execute(statements.SHORT_LOCK_TIMEOUT)
+        connection.execute(sql.SQL(statements.LOCK_DEFAULT).format(default=sql.Identifier(default)))
+    for new in made:
+        new.attach(connection)
     return left
 
 
-def _make(connection: psycopg.Connection[Any], table: Table, default: str | None, day: dt.date) -> bool:
-    lower, upper = _bounds(day)
-    names: dict[str, sql.Composable] = {
-        "table": sql.Identifier(table.name),
-        "partition": sql.Identifier(partition_name(table.name, day)),
-        "column": sql.Identifier(table.info["partition_column"]),
-        "lower": sql.Literal(lower),
-        "upper": sql.Literal(upper),
-    }
-    bounds = {"lower": lower, "upper": upper}
-    in_default = 0
-    if default is not None:
-        names["default"] = sql.Identifier(default)
-        count = sql.SQL(statements.COUNT_IN_DEFAULT).format(**names)
-        row = connection.execute(count, {**bounds, "limit": _MOVE_LIMIT + 1}).fetchone()
-        in_default = row[0] if row is not None else 0
-        if in_default > _MOVE_LIMIT:
-            _log.warning(
-                "the DEFAULT partition of %s holds more than %d rows of %s; they stay there until they are moved",
-                table.name,
-                _MOVE_LIMIT,
-                day,
-            )
+class _NewPartition:
+    """A partition in the making."""
+
+    def __init__(self, table: Table, default: str | None, name: str, lower: dt.datetime, upper: dt.datetime) -> None:
+        self._table = table.name
+        self._default = default
+        self._name = name
+        self._bounds = {"lower": lower, "upper": upper}
+        self._names: dict[str, sql.Composable] = {
+            "table": sql.Identifier(table.name),
+            "default": sql.Identifier(default or ""),
+            "partition": sql.Identifier(name),
+            "column": sql.Identifier(table.info["partition_column"]),
+            "lower": sql.Literal(lower),
+            "upper": sql.Literal(upper),
+        }
+
+    def is_crowded(self, connection: psycopg.Connection[Any], move_limit: int) -> bool:
+        """Tell whether DEFAULT holds more of its rows than should move now."""
+        if self._default is None:
             return False
-    connection.execute(sql.SQL(statements.CREATE_LIKE).format(**names))
-    if default is not None:
-        # Rows may have come in since they were counted; under the lock none can.
-        connection.execute(statements.SHORT_LOCK_TIMEOUT)
-        connection.execute(sql.SQL(statements.LOCK_DEFAULT).format(**names))
-        connection.execute(sql.SQL(statements.MOVE_FROM_DEFAULT).format(**names), bounds)
-    connection.execute(sql.SQL(statements.ATTACH).format(**names))
-    return True
+        count = sql.SQL(statements.COUNT_IN_DEFAULT).format(**self._names)
+        row = connection.execute(count, {**self._bounds, "limit": move_limit + 1}).fetchone()
+        if row is None or row[0] <= move_limit:
+            return False
+        _log.warning(
+            "the DEFAULT partition of %s holds more than %d rows of %s; they stay there until they are moved",
+            self._table,
+            move_limit,
+            self._name,
+        )
+        return True
+
+    def create(self, connection: psycopg.Connection[Any]) -> None:
+        connection.execute(sql.SQL(statements.CREATE_LIKE).format(**self._names))
+
+    def attach(self, connection: psycopg.Connection[Any]) -> None:
+        """Attach it with its rows of DEFAULT, which is locked: some may have come in since they were counted."""
+        if self._default is not None:
+            connection.execute(sql.SQL(statements.MOVE_FROM_DEFAULT).format(**self._names), self._bounds)
+        connection.execute(sql.SQL(statements.ATTACH).format(**self._names))

@@ -47,3 +47,75 @@ INSERT INTO {partition} SELECT * FROM moved
 """
 
 ATTACH: Final = "ALTER TABLE {table} ATTACH PARTITION {partition} FOR VALUES FROM ({lower}) TO ({upper})"
+
+# The plain partitions of a table and whether each has its part of a partitioned index; ordered by name.
+PARTITIONS_AND_INDEX: Final = """
+SELECT c.relname::text AS partition,
+       EXISTS (
+           SELECT FROM pg_index AS x JOIN pg_inherits AS xi ON xi.inhrelid = x.indexrelid
+           WHERE x.indrelid = c.oid AND xi.inhparent = %(index)s::regclass
+       ) AS attached
+FROM pg_inherits AS i
+JOIN pg_class AS c ON c.oid = i.inhrelid
+WHERE i.inhparent = %(table)s::regclass AND c.relkind = 'r'
+ORDER BY c.relname
+"""
+
+# Whether an index is valid; no row where there is none of that name.
+INDEX_IS_VALID: Final = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(quote_ident(%(index)s))"
+
+# Whether a table is there; retention may have dropped it.
+TABLE_EXISTS: Final = "SELECT to_regclass(quote_ident(%(table)s)) IS NOT NULL"
+
+CREATE_INDEX: Final = "CREATE INDEX CONCURRENTLY {index} ON {partition} {definition}"
+
+CREATE_INDEX_ON_PARENT: Final = "CREATE INDEX IF NOT EXISTS {index} ON ONLY {table} {definition}"
+
+ATTACH_INDEX: Final = "ALTER INDEX {parent} ATTACH PARTITION {index}"
+
+# Waits for whoever uses the table, but makes nobody wait behind it.
+DROP_INDEX: Final = "DROP INDEX CONCURRENTLY IF EXISTS {index}"
+
+# The session's limit for the wait for a lock, in milliseconds; 0 is none.
+LOCK_TIMEOUT: Final = "SELECT setting::integer FROM pg_settings WHERE name = 'lock_timeout'"
+
+SET_LOCK_TIMEOUT: Final = "SELECT set_config('lock_timeout', %(milliseconds)s::text, false)"
+
+# The plain partitions of a table that are closed, which is those whose upper bound has passed by so many
+# seconds, and DEFAULT; each with the names of its valid indexes. The newest come first and DEFAULT last.
+CLOSED_PARTITIONS: Final = """
+SELECT p.name, ARRAY(
+    SELECT xc.relname::text FROM pg_index AS x JOIN pg_class AS xc ON xc.oid = x.indexrelid
+    WHERE x.indrelid = p.oid AND x.indisvalid
+) AS indexes
+FROM (
+    SELECT c.oid, c.relname::text AS name, pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT' AS is_default,
+           (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'TO \\(''([^'']+)''\\)'))[1]::timestamptz AS upper
+    FROM pg_inherits AS i
+    JOIN pg_class AS c ON c.oid = i.inhrelid
+    WHERE i.inhparent = %(table)s::regclass AND c.relkind = 'r'
+) AS p
+WHERE p.is_default OR p.upper <= clock_timestamp() - make_interval(secs => %(grace)s::double precision)
+ORDER BY p.is_default, p.upper DESC
+"""
+
+# Summarises what came in since the last vacuum: what is not summarised, every search by a BRIN index reads.
+SUMMARIZE_BRIN: Final = """
+SELECT sum(brin_summarize_new_values(x.indexrelid)) FROM pg_index AS x
+JOIN pg_class AS c ON c.oid = x.indexrelid
+JOIN pg_am AS a ON a.oid = c.relam
+WHERE a.amname = 'brin' AND x.indisvalid AND x.indrelid = to_regclass(quote_ident(%(table)s))
+"""
+
+# How many rows DEFAULT has of each hour, within bounds.
+ROWS_IN_DEFAULT: Final = """
+SELECT date_trunc('hour', {column}) AS hour, count(*) AS rows FROM {default}
+WHERE {column} >= %(lower)s AND {column} < %(upper)s GROUP BY 1
+"""
+
+# One maintainer at a time in a database, until the session ends.
+TRY_MAINTENANCE_LOCK: Final = "SELECT pg_try_advisory_lock(hashtext('observatory_storage.maintenance'), 0)"
+
+# The session of whoever maintains waits for locks as long as it is told, and for statements without limit: what
+# suits the queries of an application does not suit the building of an index.
+MAINTENANCE_SESSION: Final = "SET statement_timeout = 0; SET timezone = 'UTC'; SET datestyle = 'ISO'"

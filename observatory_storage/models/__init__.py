@@ -3,15 +3,26 @@
 from observatory_storage.models.base import Base
 from observatory_storage.models.log import LogRecord
 from observatory_storage.models.metric import Metric, MetricDataPoint, MetricSeries
-from observatory_storage.models.rows import EventRow, ResourceRow, SpanRow, TraceRow
+from observatory_storage.models.rows import (
+    DataPointRow,
+    EventRow,
+    LogRow,
+    MetricRow,
+    ResourceRow,
+    SpanRow,
+    TraceRow,
+)
 from observatory_storage.models.trace import Resource, Trace, TraceEvent, TraceSpan
 
 __all__ = [
     "Base",
+    "DataPointRow",
     "EventRow",
     "LogRecord",
+    "LogRow",
     "Metric",
     "MetricDataPoint",
+    "MetricRow",
     "MetricSeries",
     "Resource",
     "ResourceRow",

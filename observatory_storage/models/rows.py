@@ -107,3 +107,83 @@ class TraceRow(TypedDict, total=False):
     session_id: str | None
     attributes: dict[str, Any] | None
     resource_id: uuid.UUID | bytes | None
+
+
+class MetricRow(TypedDict, total=False):
+    """A metric's identity and description, shared as one object by its data points; the writer computes its id."""
+
+    project: str | None
+    service_name: str | None
+    scope_name: str | None
+    scope_version: str | None
+    name: str
+    description: str | None
+    unit: str | None
+    metric_type: str
+    temporality: str
+    is_monotonic: bool
+
+
+class DataPointRow(TypedDict, total=False):
+    """A data point with its metric, and with the attributes and the resource that make its series.
+
+    `value` is the number of a gauge or a counter; a whole number that came as an integer also stands exactly in
+    `value_int`. Neither is there where the point has no recorded value (bit 0 of `flags`). `quantiles` is a list
+    of `[quantile, value]`, `exemplars` a list of objects with `time`, `value`, `trace_id`, `span_id`, `attributes`.
+    """
+
+    metric: MetricRow
+    attributes: dict[str, Any] | None
+    resource: ResourceRow | None
+    timestamp: dt.datetime
+    start_time: dt.datetime | None
+    project: str | None
+    flags: int | None
+    value: float | None
+    value_int: int | None
+    count: int | None
+    sum: float | None
+    min: float | None
+    max: float | None
+    bucket_bounds: Sequence[float] | None
+    bucket_counts: Sequence[int] | None
+    scale: int | None
+    zero_count: int | None
+    zero_threshold: float | None
+    positive_offset: int | None
+    positive_counts: Sequence[int] | None
+    negative_offset: int | None
+    negative_counts: Sequence[int] | None
+    quantiles: Any
+    exemplars: Any
+
+
+class LogRow(TypedDict, total=False):
+    """A log record. Its id is computed by the writer from its content, unless one is given.
+
+    `body` is text; a body of another shape goes to `body_json`, and the writer fills `body` with its words for
+    the search. `ordinal` is the record's place among equal records of one request, counted from 0; the writer
+    counts where it is not given.
+    """
+
+    id: uuid.UUID | bytes | None
+    ordinal: int
+    timestamp: dt.datetime
+    observed_timestamp: dt.datetime | None
+    project: str | None
+    severity_number: int | None
+    severity_text: str | None
+    body: str | None
+    body_json: Any
+    event_name: str | None
+    trace_id: TraceIdValue | None
+    span_id: SpanIdValue | None
+    trace_flags: int | None
+    service_name: str | None
+    scope_name: str | None
+    scope_version: str | None
+    scope_attributes: Any
+    attributes: dict[str, Any] | None
+    dropped_attributes_count: int | None
+    resource: ResourceRow | None
+    resource_id: uuid.UUID | bytes | None

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from observatory_storage.models.base import Base, one_of, partitioned_by
 from observatory_storage.models.types import (
     BigInt,
+    Bool,
     ContentId,
     Counter,
     CreatedAt,
@@ -121,6 +122,7 @@ class TraceSpan(Base):
     `input_tokens` includes cached tokens and `output_tokens` includes reasoning tokens. `counts_usage` is
     true where the span is a model call, whose tokens and cost count in summaries, and false on a wrapper
     that repeats the sum of the calls below it. `duration_us` is 0 where the end lies before the start.
+    `input_from_logs` and `output_from_logs` are true where the column was filled from log records.
     """
 
     __tablename__ = "trace_spans"
@@ -171,6 +173,8 @@ class TraceSpan(Base):
     dropped_links_count: Mapped[BigInt | None]
     resource_id: Mapped[ContentId | None]
     created_at: Mapped[CreatedAt]
+    input_from_logs: Mapped[Bool | None]
+    output_from_logs: Mapped[Bool | None]
 
     __table_args__ = (
         CheckConstraint(one_of("kind", *SPAN_KINDS), name="kind"),

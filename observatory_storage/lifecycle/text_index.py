@@ -1,0 +1,110 @@
+"""The text index of each partition of logs, built when the partition is closed.
+
+Why not while rows come in, and the figures: `docs/decisions/log-partitions.md`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+
+from observatory_storage.errors import StorageError, UnavailableError, translate_errors
+from observatory_storage.lifecycle import sql as statements
+from observatory_storage.lifecycle.indexes import create_index, index_name
+from observatory_storage.lifecycle.session import Configured, maintenance_session
+from observatory_storage.models import LogRecord
+from observatory_storage.models.log import SEARCH_VECTOR_SQL
+
+_log = logging.getLogger(__name__)
+
+GRACE: Final = dt.timedelta(minutes=5)
+"""How long after its last moment a partition counts as closed: most records are stored within seconds."""
+
+# A concurrent build waits for every older transaction of the database, and nobody waits behind it.
+_LOCK_TIMEOUT_SECONDS: Final = 60.0
+_SUFFIX: Final = "_text_idx"
+_DEFINITION: Final = f"USING gin (({SEARCH_VECTOR_SQL}))"
+
+
+@dataclass(frozen=True, slots=True)
+class TextIndexes:
+    """What a build came to, by names of partitions in the order of their turn; `problem` says why some are left."""
+
+    built: tuple[str, ...]
+    left: tuple[str, ...]
+    problem: str | None = None
+
+
+class TextIndexer:
+    """Builds the text index on the partitions of logs that are closed, and on DEFAULT, which never is.
+
+    DEFAULT has its index from the first build on: every search without bounds reads it, and so few rows come in
+    there that they can be indexed as they come. A record that arrives in a closed partition is, too.
+    """
+
+    def __init__(
+        self, pool: Configured, *, grace: dt.timedelta = GRACE, lock_timeout_seconds: float = _LOCK_TIMEOUT_SECONDS
+    ) -> None:
+        self._pool = pool
+        self._grace = grace
+        self.lock_timeout_seconds = lock_timeout_seconds
+
+    def pending(self, connection: psycopg.Connection[Any]) -> Sequence[str]:
+        """Return the closed partitions without the index, the newest first and DEFAULT last."""
+        parameters = {"table": LogRecord.__tablename__, "grace": self._grace.total_seconds()}
+        rows = connection.execute(statements.CLOSED_PARTITIONS, parameters).fetchall()
+        return [name for name, indexes in rows if index_name(name, _SUFFIX) not in indexes]
+
+    def build(
+        self, *, at_most: int | None = None, on_progress: Callable[[int, int], None] | None = None
+    ) -> TextIndexes:
+        """Build what is missing, one index at a time, beside whoever writes and reads.
+
+        Works on a connection of its own, in autocommit. What an interrupted build left is dropped and built
+        anew. The first index that cannot be had ends the build: `left` names it and those after it. Calls
+        `on_progress` with the number of indexes done and in all. Raises UnavailableError where another session
+        maintains the database.
+        """
+        with maintenance_session(self._pool.config, lock_timeout_seconds=self.lock_timeout_seconds) as connection:
+            if connection is None:
+                raise UnavailableError("another session maintains the database; call again when it is done")
+            return self.build_on(connection, at_most=at_most, on_progress=on_progress)
+
+    def build_on(
+        self,
+        connection: psycopg.Connection[Any],
+        *,
+        at_most: int | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> TextIndexes:
+        """Build on a connection of `maintenance_session`, as `build` does."""
+        built: list[str] = []
+        tried: set[str] = set()
+        # Looked up anew each time: what closes while a backlog is built is what people search.
+        while left := [name for name in self.pending(connection) if name not in tried]:
+            if len(tried) == at_most:
+                break
+            if on_progress is not None:
+                on_progress(len(tried), len(tried) + len(left))
+            partition = left[0]
+            tried.add(partition)
+            try:
+                with translate_errors():
+                    # Before the index, which marks the partition as done.
+                    connection.execute(statements.SUMMARIZE_BRIN, {"table": partition})
+                    if create_index(connection, partition, index_name(partition, _SUFFIX), _DEFINITION):
+                        built.append(partition)
+            except StorageError as error:
+                if connection.closed:
+                    raise
+                problem = f"no text index on {partition}: {error}"
+                _log.info("%s", problem)
+                return TextIndexes(tuple(built), tuple(left), problem)
+        if on_progress is not None and tried:
+            on_progress(len(tried), len(tried) + len(left))
+        return TextIndexes(tuple(built), tuple(left))
