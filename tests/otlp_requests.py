@@ -10,12 +10,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from observatory_storage.models.rows import SpanRow
-from observatory_storage.otlp import decode_traces
+from observatory_storage.models.rows import LogRow, SpanRow
+from observatory_storage.otlp import decode_logs, decode_traces
 
 # Imported by name: protobuf comes without types.
 json_format: Any = importlib.import_module("google.protobuf.json_format")
 trace_service: Any = importlib.import_module("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
+metrics_service: Any = importlib.import_module("opentelemetry.proto.collector.metrics.v1.metrics_service_pb2")
+logs_service: Any = importlib.import_module("opentelemetry.proto.collector.logs.v1.logs_service_pb2")
 
 TRACE_ID = "5b8efff798038103d269b633813fc60c"
 SPAN_ID = "eee19b7ec3c1b174"
@@ -32,9 +34,19 @@ def recorded(pattern: str = "*.traces.pb") -> list[Path]:
     return [found[name] for name in sorted(found)]
 
 
+def examples() -> list[Path]:
+    """OpenTelemetry's own examples of OTLP/JSON, where the machine's shared data has them."""
+    return sorted((_SHARED / "otlp-examples").glob("*.json"))
+
+
 def capture(client: str) -> list[SpanRow]:
     """The spans of a packaged capture."""
     return decode_traces((_PACKAGED / f"{client}.traces.pb").read_bytes()).spans
+
+
+def captured_logs(client: str) -> list[LogRow]:
+    """The log records of a packaged capture."""
+    return decode_logs((_PACKAGED / f"{client}.logs.pb").read_bytes()).logs
 
 
 def model_calls(spans: list[SpanRow]) -> list[SpanRow]:
@@ -48,6 +60,24 @@ def request(*spans: dict[str, Any], resource: dict[str, Any] | None = None, scop
         "scopeSpans": [{"scope": {"name": scope}, "spans": list(spans)}],
     }
     return json.dumps({"resourceSpans": [group]}).encode()
+
+
+def log_request(*records: Any, resource: dict[str, Any] | None = None, scope: dict[str, Any] | None = None) -> bytes:
+    """An OTLP/JSON request of log records of one resource and scope."""
+    group = {
+        "resource": {"attributes": pairs(resource or {})},
+        "scopeLogs": [{"scope": scope or {"name": "tests"}, "logRecords": list(records)}],
+    }
+    return json.dumps({"resourceLogs": [group]}).encode()
+
+
+def metric_request(*metrics: Any, resource: dict[str, Any] | None = None, scope: dict[str, Any] | None = None) -> bytes:
+    """An OTLP/JSON request of metrics of one resource and scope."""
+    group = {
+        "resource": {"attributes": pairs(resource or {})},
+        "scopeMetrics": [{"scope": scope or {"name": "tests"}, "metrics": list(metrics)}],
+    }
+    return json.dumps({"resourceMetrics": [group]}).encode()
 
 
 def sent_span(attributes: dict[str, Any] | None = None, /, **members: Any) -> dict[str, Any]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from observatory_storage.models.metric import METRIC_TYPES, TEMPORALITIES
+from observatory_storage.otlp import GENAI_EVENT_NAMES
 from observatory_storage.otlp.content import Content, Flattened, Joined
 from observatory_storage.otlp.conventions import CLIENTS, COLUMNS, CONTENT, FIRST_TOKEN_EVENTS
+from observatory_storage.otlp.log_records import EVENT_NAME_KEYS, KEPT
 from observatory_storage.otlp.vocabulary import MODEL_CALLS
 
 GUIDE = Path(__file__).parent.parent / "docs" / "clients.md"
@@ -44,3 +47,12 @@ def test_the_guide_names_model_calls_and_first_token_events() -> None:
     guide = GUIDE.read_text(encoding="utf-8")
     for word in MODEL_CALLS | FIRST_TOKEN_EVENTS:
         assert f"`{word}`" in guide
+
+
+def test_the_guide_names_what_metrics_and_logs_have() -> None:
+    guide = GUIDE.read_text(encoding="utf-8")
+    kept = [f"{KEPT}{column}" for column in ("trace_id", "span_id", "severity_number")]
+    for word in (*GENAI_EVENT_NAMES, *EVENT_NAME_KEYS, *kept, *TEMPORALITIES, "counter"):
+        assert f"`{word}`" in guide
+    for word in METRIC_TYPES:
+        assert word.replace("_", " ") in guide

@@ -15,14 +15,46 @@ from hypothesis import strategies as st
 from observatory_storage.errors import DecodeError
 from observatory_storage.models.rows import SpanRow
 from observatory_storage.models.trace import SPAN_KINDS, STATUSES
-from observatory_storage.otlp import DecodedTraces, decode_traces, iter_json_lines, sniff
+from observatory_storage.otlp import (
+    DecodedTraces,
+    Signal,
+    content_of_events,
+    decode,
+    decode_logs,
+    decode_metrics,
+    decode_traces,
+    iter_json_lines,
+    sniff,
+)
 from observatory_storage.otlp.content import Flattened, Joined
 from observatory_storage.otlp.conventions import COLUMNS, CONTENT
 from observatory_storage.otlp.facts import MAX_COUNT
-from tests.otlp_requests import as_otlp_json, parsed, recorded, request, sent_span, trace_service
+from tests.otlp_requests import (
+    as_otlp_json,
+    log_request,
+    logs_service,
+    metric_request,
+    metrics_service,
+    parsed,
+    recorded,
+    request,
+    sent_span,
+    trace_service,
+)
 
 BODIES = [path.read_bytes() for path in recorded("o*.traces.pb")]
 JSON_BODIES = [as_otlp_json(parsed(body)) for body in BODIES]
+SERVICES = {
+    Signal.METRICS: metrics_service.ExportMetricsServiceRequest,
+    Signal.LOGS: logs_service.ExportLogsServiceRequest,
+}
+OTHER_BODIES = {
+    signal: [
+        *(bodies := [path.read_bytes() for path in recorded(f"o*.{signal}.pb")]),
+        *(as_otlp_json(service.FromString(body)) for body in bodies),
+    ]
+    for signal, service in SERVICES.items()
+}
 
 text = st.text(st.characters(codec="utf-8"), max_size=12)
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | text
@@ -194,3 +226,90 @@ def holds(content: Any, key: str) -> bool:
     if isinstance(content, Joined):
         return key.removeprefix(content.prefix) in content.names
     return bool(key == content.key)
+
+
+def outcome_of(signal: Signal, data: bytes, content_type: str | None) -> None:
+    """Decode metrics or logs, or have them refused with a sentence."""
+    try:
+        decoded = decode(data, signal, content_type, max_decompressed_bytes=10_000_000)
+    except DecodeError as refusal:
+        reasons = [str(refusal)]
+    else:
+        reasons = [error.reason for error in decoded.rejected]
+    assert all(0 < len(reason) < 500 for reason in reasons)
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+@pytest.mark.parametrize("content_type", ["application/x-protobuf", "application/json", None])
+@pytest.mark.parametrize("signal", SERVICES)
+def test_damaged_metrics_and_logs(signal: Signal, content_type: str | None, data: st.DataObject) -> None:
+    body = bytearray(data.draw(st.sampled_from(OTHER_BODIES[signal])))
+    for _ in range(data.draw(st.integers(1, 6))):
+        place = data.draw(st.integers(0, len(body) - 1))
+        body[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
+    outcome_of(signal, bytes(body[: data.draw(st.integers(0, len(body)))]), content_type)
+
+
+@given(st.binary(max_size=200), st.sampled_from(["application/x-protobuf", "application/json", None]))
+@settings(max_examples=300, deadline=None)
+def test_noise_as_metrics_and_logs(body: bytes, content_type: str | None) -> None:
+    for signal in SERVICES:
+        outcome_of(signal, body, content_type)
+    list(iter_json_lines(body.splitlines(), Signal.METRICS))
+    list(iter_json_lines(body.splitlines(), Signal.LOGS))
+
+
+METRIC_MEMBERS = (
+    *("name", "unit", "description", "gauge", "sum", "histogram", "exponentialHistogram", "summary", "dataPoints"),
+    *("aggregationTemporality", "isMonotonic"),
+)
+POINT_MEMBERS = (
+    *("timeUnixNano", "startTimeUnixNano", "attributes", "exemplars", "flags", "asInt", "asDouble", "count", "sum"),
+    *("min", "max", "bucketCounts", "explicitBounds", "scale", "zeroCount", "zeroThreshold", "positive", "negative"),
+    *("offset", "quantileValues", "quantile", "value", "traceId", "spanId", "filteredAttributes"),
+)
+RECORD_MEMBERS = (
+    *("timeUnixNano", "observedTimeUnixNano", "severityNumber", "severityText", "body", "attributes", "flags"),
+    *("traceId", "spanId", "eventName", "droppedAttributesCount"),
+)
+TYPES = ("gauge", "sum", "histogram", "exponentialHistogram", "summary")
+nested = st.recursive(
+    anything,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(POINT_MEMBERS), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(METRIC_MEMBERS), anything, max_size=4),
+    st.sampled_from(TYPES),
+    st.lists(st.dictionaries(st.sampled_from(POINT_MEMBERS), nested, max_size=6), max_size=3),
+)
+@settings(max_examples=300, deadline=None)
+def test_json_metrics_of_any_shape(metric: dict[str, Any], kind: str, points: list[Any]) -> None:
+    typed = {"name": "m", kind: {"dataPoints": points}}
+    for body in (metric_request(metric, typed), json.dumps({"resourceMetrics": metric}).encode()):
+        outcome_of(Signal.METRICS, body, "application/json")
+    found = decode_metrics(metric_request(typed), "application/json")
+    assert len(found.data_points) + len(found.rejected) + found.empty_metrics == max(len(points), 1)
+    for row in found.data_points:
+        assert isinstance(row["timestamp"], dt.datetime)
+        assert type(row["attributes"]) is dict
+        assert len(row.get("bucket_counts") or [0]) == len(row.get("bucket_bounds") or []) + 1
+        for column in ("value", "sum", "min", "max", "zero_threshold"):
+            assert type(row.get(column)) in (float, type(None))
+        for whole in (row.get("value_int"), row.get("count"), row.get("zero_count")):
+            assert whole is None or -(2**63) <= whole < 2**63
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(RECORD_MEMBERS), nested, max_size=6), max_size=3))
+@settings(max_examples=300, deadline=None)
+def test_json_logs_of_any_shape(records: list[Any]) -> None:
+    found = decode_logs(log_request(*records), "application/json")
+    assert len(found.logs) + len(found.rejected) == len(records)
+    for row in found.logs:
+        assert isinstance(row["timestamp"], dt.datetime)
+        assert type(row.get("body", "")) is str
+        assert 1 <= (row.get("severity_number") or 1) <= 24
+    content_of_events({**row, "event_name": "gen_ai.choice"} for row in found.logs)

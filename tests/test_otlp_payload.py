@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from observatory_storage.errors import ConfigurationError, DecodeError
-from observatory_storage.otlp import Format, Signal, decode_traces, iter_json_lines, sniff
+from observatory_storage.otlp import Format, Signal, decode_traces, iter_json_lines, signal_of, sniff
 from tests.otlp_requests import (
     SPAN_ID,
     START,
@@ -280,6 +280,33 @@ class TestSniff:
     @pytest.mark.parametrize("body", [b"", b" \n\t"])
     def test_empty(self, body: bytes) -> None:
         assert sniff(body).format is Format.EMPTY
+
+
+class TestSignalOf:
+    @pytest.mark.parametrize(
+        ("name", "signal"),
+        [
+            ("openllmetry.logs.pb", Signal.LOGS),
+            ("/data/traces/otel.metrics.pb", Signal.METRICS),
+            ("C:\\data\\spans.jsonl", Signal.TRACES),
+            ("Traces-2026_11.json.gz", Signal.TRACES),
+            ("trace.json", Signal.TRACES),
+            ("traces-of-logs.pb", Signal.LOGS),
+            ("app.log", Signal.LOGS),
+            ("catalogs.json", None),
+            ("/data/logs/capture", None),
+            ("", None),
+        ],
+    )
+    def test_by_the_name(self, name: str, signal: Signal | None) -> None:
+        assert signal_of(name) is signal
+
+    def test_by_the_top_key_where_the_name_says_nothing(self) -> None:
+        body = b'{"resourceMetrics": []}'
+        assert signal_of("events.json", body) is Signal.METRICS
+        assert signal_of("events.json.gz", gzip.compress(body)) is Signal.METRICS
+        assert signal_of("events.logs.json", body) is Signal.LOGS
+        assert signal_of("events.pb", CAPTURE) is None
 
 
 def test_any_value_round_trip() -> None:

@@ -37,18 +37,29 @@ def fill_columns(row: dict[str, Any], attributes: dict[str, Any], first_token: d
             if value is not None:
                 row[column] = value
                 break
-    for column, contents in plan.content:
-        for content in contents:
-            value = content.take(attributes)
-            if value is not None:
-                row[column] = value
-                break
+    _take_content(row, plan, attributes)
     _settle_first_token(row, first_token)
     if "cost_usd" not in row and ("input_cost_usd" in row or "output_cost_usd" in row):
         row["cost_usd"] = row.get("input_cost_usd", Decimal(0)) + row.get("output_cost_usd", Decimal(0))
     if "input_tokens" in row or "output_tokens" in row:
         _settle_tokens(row, attributes)
     row["counts_usage"] = _counts_usage(row)
+
+
+def content_of(attributes: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the content that a span with such attributes has as `input` and `output`; None where there is none."""
+    row: dict[str, Any] = {}
+    _take_content(row, _plan(frozenset(map(_kind, attributes))), dict(attributes))
+    return row.get("input"), row.get("output")
+
+
+def _take_content(row: dict[str, Any], plan: _Plan, attributes: dict[str, Any]) -> None:
+    for column, contents in plan.content:
+        for content in contents:
+            value = content.take(attributes)
+            if value is not None:
+                row[column] = value
+                break
 
 
 def _settle_first_token(row: dict[str, Any], first_token: dt.datetime | None) -> None:

@@ -48,6 +48,17 @@ JSON_KEYS: Final = {
 
 _SIGNAL_OF_KEY: Final = {key: signal for signal, keys in JSON_KEYS.items() for key in keys}
 
+_SIGNAL_OF_WORD: Final = {
+    "trace": Signal.TRACES,
+    "traces": Signal.TRACES,
+    "span": Signal.TRACES,
+    "spans": Signal.TRACES,
+    "metric": Signal.METRICS,
+    "metrics": Signal.METRICS,
+    "log": Signal.LOGS,
+    "logs": Signal.LOGS,
+}
+
 CONTENT_TYPES: Final = {
     "application/x-protobuf": Format.PROTOBUF,
     "application/protobuf": Format.PROTOBUF,
@@ -79,6 +90,17 @@ def sniff(data: bytes) -> Payload:
     except zlib.error:
         head = data
     return Payload(_format(head), _signal(head), compressed=True)
+
+
+def signal_of(name: str, head: bytes = b"") -> Signal | None:
+    """Tell the signal of a file from its name, else from the top key of its JSON; None where neither says.
+
+    In the last part of a path a word counts that is a signal's: `app.logs.pb`, `traces-2026.json.gz`, `spans.jsonl`;
+    of several the last. `head` is the beginning of the content, which may be gzipped.
+    """
+    words = re.split(r"[^a-z]+", re.split(r"[/\\]", name)[-1].lower())
+    named = next((_SIGNAL_OF_WORD[word] for word in reversed(words) if word in _SIGNAL_OF_WORD), None)
+    return sniff(head).signal if named is None else named
 
 
 def format_of(content_type: str | None, data: bytes) -> Format:

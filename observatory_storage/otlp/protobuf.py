@@ -8,12 +8,12 @@ from __future__ import annotations
 import base64
 import importlib
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, Final
 
-from observatory_storage.errors import ConfigurationError, DecodeError, RejectedRowError
-from observatory_storage.models.rows import SpanRow
+from observatory_storage.errors import ConfigurationError, DecodeError
 from observatory_storage.otlp.payload import Signal, looks_like
-from observatory_storage.otlp.spans import Event, Link, Scope, resource_row, scope_of, span_row
+from observatory_storage.otlp.scopes import Scope, resource_row, scope_of
 
 _SERVICES: Final = {
     Signal.TRACES: ("trace", "ExportTraceServiceRequest"),
@@ -25,6 +25,10 @@ _PATHS: Final = {
     Signal.METRICS: ("resource_metrics", "scope_metrics", "metrics"),
     Signal.LOGS: ("resource_logs", "scope_logs", "log_records"),
 }
+
+_NOUNS: Final = {Signal.TRACES: "spans", Signal.METRICS: "metrics", Signal.LOGS: "log records"}
+# A request of one signal that parses as another's shows it in its first records.
+_RECORDS_LOOKED_AT: Final = 4
 
 
 def parse_request(data: bytes, signal: Signal) -> Any:
@@ -39,7 +43,16 @@ def parse_request(data: bytes, signal: Signal) -> Any:
         raise DecodeError(f"expected OTLP {signal} in protobuf: {hint}")
     if data and not getattr(message, _PATHS[signal][0]) and _has_unknown_fields(message):
         raise DecodeError(f"expected OTLP {signal} in protobuf: it has none of the fields of such a request")
+    if any(map(_has_unknown_fields, islice(_records(message, signal), _RECORDS_LOOKED_AT))):
+        refuse_other_signals(data, signal)
     return message
+
+
+def refuse_other_signals(data: bytes, signal: Signal) -> None:
+    """Raise DecodeError where a request that parsed as one of a signal is another signal's."""
+    carried = carried_signal(data)
+    if carried not in (None, signal):
+        raise DecodeError(f"expected OTLP {signal} in protobuf: this is an OTLP request of {carried}")
 
 
 def carried_signal(data: bytes) -> Signal | None:
@@ -57,33 +70,30 @@ def carried_signal(data: bytes) -> Signal | None:
     return None
 
 
-def read_spans(request: Any) -> Iterator[SpanRow | RejectedRowError]:
-    """Yield the row of each span of an ExportTraceServiceRequest, or why it cannot be stored, in order.
+def scopes_of(request: Any, signal: Signal) -> Iterator[tuple[Scope, Any]]:
+    """Yield each scope of a parsed request, with the message that holds its records.
 
-    Raises DecodeError for spans in the form of OTLP before 0.15, which would be lost silently.
+    Raises DecodeError for records in the form of OTLP before 0.15, which would be lost silently.
     """
-    for group in request.resource_spans:
-        if not group.scope_spans and _has_unknown_fields(group):
-            raise DecodeError("spans are in a form that OTLP gave up with version 0.15 (instrumentation_library_spans)")
+    resources, scopes, _ = _PATHS[signal]
+    for group in getattr(request, resources):
+        if not getattr(group, scopes) and _has_unknown_fields(group):
+            old = scopes.replace("scope", "instrumentation_library")
+            raise DecodeError(f"{_NOUNS[signal]} are in a form that OTLP gave up with version 0.15 ({old})")
         resource = resource_row(
             _resource_attributes(group.resource), group.schema_url, group.resource.dropped_attributes_count
         )
-        for scope_spans in group.scope_spans:
-            sent = scope_spans.scope
+        for scope_group in getattr(group, scopes):
+            sent = scope_group.scope
             scope = scope_of(
                 resource,
                 sent.name,
                 sent.version,
                 attributes_of(sent.attributes),
-                scope_spans.schema_url,
+                scope_group.schema_url,
                 sent.dropped_attributes_count,
             )
-            for span in scope_spans.spans:
-                try:
-                    yield _read_span(scope, span)
-                except RejectedRowError as error:
-                    error.row = {"trace_id": span.trace_id.hex(), "span_id": span.span_id.hex(), "name": span.name}
-                    yield error
+            yield scope, scope_group
 
 
 def attributes_of(pairs: Iterable[Any]) -> dict[str, Any]:
@@ -106,45 +116,6 @@ def any_value(value: Any) -> Any:
     if kind == "bytes_value":
         return base64.b64encode(value.bytes_value).decode("ascii")
     return None if kind is None else getattr(value, kind)
-
-
-def _read_span(scope: Scope, span: Any) -> SpanRow:
-    events, links, status = span.events, span.links, span.status
-    return span_row(
-        scope,
-        trace_id=span.trace_id,
-        span_id=span.span_id,
-        parent_span_id=span.parent_span_id,
-        name=span.name,
-        kind=span.kind,
-        start_time_unix_nano=span.start_time_unix_nano,
-        end_time_unix_nano=span.end_time_unix_nano,
-        attributes=attributes_of(span.attributes),
-        events=[_read_event(event) for event in events] if events else (),
-        links=[_read_link(link) for link in links] if links else (),
-        status_code=status.code,
-        status_message=status.message,
-        trace_state=span.trace_state,
-        flags=span.flags,
-        dropped_attributes_count=span.dropped_attributes_count,
-        dropped_events_count=span.dropped_events_count,
-        dropped_links_count=span.dropped_links_count,
-    )
-
-
-def _read_event(event: Any) -> Event:
-    return Event(event.time_unix_nano, event.name, attributes_of(event.attributes), event.dropped_attributes_count)
-
-
-def _read_link(link: Any) -> Link:
-    return Link(
-        link.trace_id.hex(),
-        link.span_id.hex(),
-        link.trace_state,
-        attributes_of(link.attributes),
-        link.dropped_attributes_count,
-        link.flags,
-    )
 
 
 def _resource_attributes(resource: Any) -> dict[str, Any]:

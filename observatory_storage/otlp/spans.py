@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, cast
 
-from observatory_storage.errors import RejectedRowError
 from observatory_storage.identity import resolve_span_id, trace_id_bytes
-from observatory_storage.models.rows import EventRow, ResourceRow, SpanRow
+from observatory_storage.models.rows import EventRow, SpanRow
 from observatory_storage.models.trace import SPAN_KINDS, STATUSES
 from observatory_storage.otlp.columns import fill_columns
-from observatory_storage.otlp.conventions import (
-    ENVIRONMENT_KEYS,
-    FIRST_TOKEN_EVENTS,
-    PROJECT_KEYS,
-    SERVICE_NAME,
-)
-from observatory_storage.otlp.facts import text
+from observatory_storage.otlp.conventions import ENVIRONMENT_KEYS, FIRST_TOKEN_EVENTS
+from observatory_storage.otlp.scopes import Scope, first_text
+from observatory_storage.otlp.times import time_of
 
-_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-_MAX_NANOSECONDS: Final = 253_402_300_800 * 10**9  # the year 10000
 _NO_TRACE: Final = bytes(16)
 _NO_SPAN: Final = bytes(8)
 
@@ -46,57 +38,10 @@ class Link(NamedTuple):
     flags: int
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """What all spans of one resource and scope share: their resource and the columns that come from both."""
-
-    columns: Mapping[str, Any]
-
-
-def resource_row(attributes: dict[str, Any], schema_url: str, dropped_attributes_count: int) -> ResourceRow:
-    """Build the row of a resource; every span of it refers to this one object.
-
-    What has no column of its own is kept among the attributes, under names that begin with `otel.resource.`.
-    """
-    if dropped_attributes_count:
-        attributes["otel.resource.dropped_attributes_count"] = dropped_attributes_count
-    row = ResourceRow(
-        service_name=text(attributes.get(SERVICE_NAME)), schema_url=schema_url or None, attributes=attributes
-    )
-    project = _first_text(attributes, PROJECT_KEYS)
-    if project is not None:
-        row["project"] = project
-    return row
-
-
-def scope_of(
-    resource: ResourceRow,
-    name: str,
-    version: str,
-    attributes: dict[str, Any],
-    schema_url: str,
-    dropped_attributes_count: int,
-) -> Scope:
-    """Combine a resource with an instrumentation scope.
-
-    A scope's schema URL and its count of dropped attributes are kept among the scope's attributes, as
-    `otel.scope.schema_url` and `otel.scope.dropped_attributes_count`.
-    """
-    if schema_url:
-        attributes["otel.scope.schema_url"] = schema_url
-    if dropped_attributes_count:
-        attributes["otel.scope.dropped_attributes_count"] = dropped_attributes_count
-    columns: dict[str, Any] = {
-        "resource": resource,
-        "service_name": resource["service_name"],
-        "environment": _first_text(resource["attributes"], ENVIRONMENT_KEYS),
-        "scope_name": name or None,
-        "scope_version": version or None,
-        "scope_attributes": attributes or None,
-    }
-    if "project" in resource:
-        columns["project"] = resource["project"]
-    return Scope(columns)
+def with_environment(scope: Scope) -> Scope:
+    """Add the column that spans alone take from their resource."""
+    environment = first_text(scope.resource["attributes"], ENVIRONMENT_KEYS)
+    return Scope(scope.resource, {**scope.columns, "environment": environment})
 
 
 def span_row(
@@ -138,7 +83,7 @@ def span_row(
     start = start_time_unix_nano or end_time_unix_nano
     if not start:
         start = next((event.time_unix_nano for event in events if event.time_unix_nano), 0)
-    start_time = _time(start, "start time")
+    start_time = time_of(start, "start time")
     row: dict[str, Any] = {
         **scope.columns,
         "trace_id": trace_id,
@@ -152,7 +97,7 @@ def span_row(
         "events": (),
     }
     if end_time_unix_nano:
-        row["end_time"] = _time(end_time_unix_nano, "end time")
+        row["end_time"] = time_of(end_time_unix_nano, "end time")
         row["duration_us"] = max(0, end_time_unix_nano // 1000 - start // 1000)
     if status_message:
         row["status_message"] = status_message
@@ -178,7 +123,7 @@ def span_row(
 
 def _event_row(event: Event, start_time: dt.datetime) -> EventRow:
     row = EventRow(
-        timestamp=_time(event.time_unix_nano, "event time") if event.time_unix_nano else start_time,
+        timestamp=time_of(event.time_unix_nano, "event time") if event.time_unix_nano else start_time,
         name=event.name,
         attributes=event.attributes,
     )
@@ -196,13 +141,3 @@ def _link_object(link: Link) -> dict[str, Any]:
         "flags": link.flags,
     }
     return required | {name: value for name, value in optional.items() if value}
-
-
-def _time(nanoseconds: int, what: str) -> dt.datetime:
-    if not 0 <= nanoseconds < _MAX_NANOSECONDS:
-        raise RejectedRowError(f"the {what} lies {'before 1970' if nanoseconds < 0 else 'after the year 9999'}")
-    return _EPOCH + dt.timedelta(microseconds=nanoseconds // 1000)
-
-
-def _first_text(attributes: Mapping[str, Any], keys: Sequence[str]) -> str | None:
-    return next((found for key in keys if (found := text(attributes.get(key))) is not None), None)

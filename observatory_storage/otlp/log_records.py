@@ -1,0 +1,127 @@
+"""Build log rows from the parts that the protobuf and the JSON reader find: one builder for both."""
+
+from __future__ import annotations
+
+from typing import Any, Final, cast
+
+from observatory_storage.identity import content_id
+from observatory_storage.models.rows import LogRow
+from observatory_storage.otlp.facts import text
+from observatory_storage.otlp.scopes import Scope
+from observatory_storage.otlp.times import EPOCH, time_of
+
+KEPT: Final = "observatory."
+"""How the names of attributes begin that keep what a column cannot hold."""
+
+# Before the field there was an attribute; LiteLLM spells it its own way.
+EVENT_NAME_KEYS: Final = frozenset({"event.name", "event_name"})
+"""Attributes that name the event where the field does not."""
+
+_SEVERITIES: Final = range(1, 25)
+_NO_TRACE: Final = bytes(16)
+_NO_SPAN: Final = bytes(8)
+
+Row = dict[str, Any]
+
+
+class Ordinals:
+    """Numbers equal records of one request, so that two equal lines of a batch stay two.
+
+    Records that differ in their time, their span or their body, as nearly all do, are told apart by these; the
+    content of the others is hashed.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[tuple[Any, ...], Row | None] = {}
+        self._counts: dict[bytes, int] = {}
+
+    def number(self, row: Row) -> None:
+        """Set the row's `ordinal` where a record equal to it came before in this request."""
+        key = (row["timestamp"], row.get("observed_timestamp"), row.get("span_id"), row.get("body"))
+        first = self._first.setdefault(key, row)
+        if first is row:
+            return
+        if first is not None:
+            self._first[key] = None
+            self._counts[content_id(first)] = 1
+        content = content_id(row)
+        before = self._counts.get(content, 0)
+        self._counts[content] = before + 1
+        if before:
+            row["ordinal"] = before
+
+
+def log_row(
+    scope: Scope,
+    ordinals: Ordinals,
+    *,
+    time_unix_nano: int,
+    observed_time_unix_nano: int,
+    severity_number: int | str,
+    severity_text: str,
+    body: str | None,
+    body_json: Any,
+    event_name: str,
+    attributes: dict[str, Any],
+    trace_id: bytes | str,
+    span_id: bytes | str,
+    flags: int,
+    dropped_attributes_count: int,
+) -> LogRow:
+    """Build the row of one log record.
+
+    Zero and empty text mean that the client sent nothing, and become null. Times are floored to microseconds; a
+    missing time is the observed time, else the epoch: the clock is never asked. A log is not lost because of its
+    link or its severity: an id of a wrong length, one that could not be read (as text), and a severity that
+    OpenTelemetry does not define are kept among the attributes, under names that begin with `observatory.`. Raises
+    RejectedRowError for times that cannot be stored.
+    """
+    observed = time_of(observed_time_unix_nano, "observed time") if observed_time_unix_nano else None
+    row: Row = {
+        **scope.columns,
+        "timestamp": time_of(time_unix_nano, "time") if time_unix_nano else observed or EPOCH,
+        "attributes": attributes,
+    }
+    if observed is not None:
+        row["observed_timestamp"] = observed
+    if severity_number:
+        if severity_number in _SEVERITIES:
+            row["severity_number"] = severity_number
+        else:
+            attributes[KEPT + "severity_number"] = severity_number
+    if severity_text:
+        row["severity_text"] = severity_text
+    if body is not None:
+        row["body"] = body
+    elif body_json is not None:
+        row["body_json"] = body_json
+    if event_name:
+        row["event_name"] = event_name
+    elif not EVENT_NAME_KEYS.isdisjoint(attributes):
+        _take_event_name(row, attributes)
+    if trace_id and trace_id != _NO_TRACE:
+        if len(trace_id) == 16 and type(trace_id) is bytes:
+            row["trace_id"] = trace_id
+        else:
+            _keep_id(attributes, "trace_id", trace_id)
+    if span_id and span_id != _NO_SPAN:
+        if len(span_id) == 8 and type(span_id) is bytes:
+            row["span_id"] = span_id
+        else:
+            _keep_id(attributes, "span_id", span_id)
+    if flags:
+        row["trace_flags"] = flags
+    if dropped_attributes_count:
+        row["dropped_attributes_count"] = dropped_attributes_count
+    ordinals.number(row)
+    return cast("LogRow", row)
+
+
+def _take_event_name(row: Row, attributes: dict[str, Any]) -> None:
+    name = next((found for key in sorted(EVENT_NAME_KEYS) if (found := text(attributes.get(key)))), None)
+    if name is not None:
+        row["event_name"] = name
+
+
+def _keep_id(attributes: dict[str, Any], column: str, value: bytes | str) -> None:
+    attributes[KEPT + column] = value.hex() if isinstance(value, bytes) else value
