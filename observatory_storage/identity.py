@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import struct
 import uuid
 from typing import Any, Final
 
@@ -21,6 +22,8 @@ _SPAN_ID_HEX = re.compile(r"[0-9a-fA-F]{16}", re.ASCII)
 _TRACE_ID_HEX = re.compile(
     r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}", re.ASCII
 )
+_LAST_MS: Final = 2**48 - 1
+_UINT64: Final = struct.Struct("!Q").pack
 _NO_TRACE: Final = bytes(16)
 _NO_SPAN: Final = bytes(8)
 
@@ -103,3 +106,21 @@ def content_id(*parts: Any) -> bytes:
 
 def _kind(value: object) -> str:
     return "missing" if value is None else f"of type {type(value).__name__}"
+
+
+def series_id(metric_id: bytes, resource_id: bytes | None, attributes: bytes) -> bytes:
+    """Return the id of a metric's series: BLAKE2b over metric, resource and the canonical JSON of its attributes."""
+    parts = metric_id + (resource_id or bytes(16)) + attributes
+    return hashlib.blake2b(parts, digest_size=16, person=b"series").digest()
+
+
+def timed_id(unix_ms: int, content: bytes) -> bytes:
+    """Return a time-ordered UUID of version 8 (RFC 9562): milliseconds since 1970, then 64 bits of a SHA-256.
+
+    Times outside the 48 bits that there are for them count as the first or the last.
+    """
+    digest = hashlib.sha256(content).digest()
+    if not 0 <= unix_ms <= _LAST_MS:
+        unix_ms = 0 if unix_ms < 0 else _LAST_MS
+    # 48 bits of time; the version and four zero bits; 8 bits; the variant and six zero bits; 56 bits.
+    return _UINT64(unix_ms << 16 | 0x8000 | digest[0]) + b"\x80" + digest[1:8]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -17,6 +18,10 @@ _KEYS = {
     "traces": "id",
     "trace_spans": "trace_id, span_id, start_time",
     "trace_events": "trace_id, span_id, span_start_time, event_index",
+    "metrics": "id",
+    "metric_series": "metric_id, id",
+    "metric_data_points": "metric_id, series_id, timestamp",
+    "logs": "timestamp, route_id, id",
 }
 
 
@@ -73,16 +78,17 @@ def make_spans(traces: int = 10, spans: int = 8, *, seed: int = 1, start: dt.dat
     return rows
 
 
-def stored(url: str) -> dict[str, list[dict[str, Any]]]:
-    """All rows of the trace tables, but for when they were stored."""
+_UNSTEADY = ("created_at", "updated_at", "transaction_id")
+
+
+def stored(url: str, tables: Sequence[str] = TABLES) -> dict[str, list[dict[str, Any]]]:
+    """All rows of the trace tables, or of others, but for when they were stored."""
     found = {}
     with psycopg.connect(url, row_factory=dict_row) as connection:
         connection.execute("SET timezone = 'UTC'")
-        for table in TABLES:
+        for table in tables:
             rows = connection.execute(f"SELECT * FROM {table} ORDER BY {_KEYS[table]}").fetchall()
-            found[table] = [
-                {name: value for name, value in row.items() if name not in ("created_at", "updated_at")} for row in rows
-            ]
+            found[table] = [{name: value for name, value in row.items() if name not in _UNSTEADY} for row in rows]
     return found
 
 

@@ -10,7 +10,7 @@ import pytest
 from observatory_storage.errors import IntegrityError, RejectedRowError
 from observatory_storage.models import Trace, TraceSpan
 from observatory_storage.pool import StoragePool
-from observatory_storage.writers import CopyWriter, TraceWriter, WriteMethod, WriterConfig
+from observatory_storage.writers import CopyWriter, LogWriter, MetricWriter, TraceWriter, WriteMethod, WriterConfig
 from tests.telemetry import NOW, count, make_spans, stored
 
 
@@ -87,3 +87,59 @@ def test_columns_that_only_later_rows_have_are_written(pool: StoragePool, databa
     for span in plain:
         row = rows[span["span_id"]]
         assert (row["model"], row["environment"]) == (span.get("model"), span.get("environment"))
+
+
+@pytest.mark.every_server
+def test_logs_have_the_ids_that_the_log_writer_gives_them(pool: StoragePool, database_url: str) -> None:
+    logs = [
+        {"timestamp": NOW, "body": "plain", "severity_number": 9},
+        {"observed_timestamp": NOW, "body_json": {"role": "user", "text": "hello"}, "trace_id": bytes(range(16))},
+        {"body": "no time", "attributes": {"k": 1}, "id": uuid.UUID(int=5)},
+    ]
+    with pool.raw_connection() as connection:
+        assert CopyWriter().write_logs(connection, logs) == 3
+        connection.commit()
+    by_copy = stored(database_url, ["logs"])["logs"]
+    assert {row["body"] for row in by_copy} == {"plain", "user\nhello", "no time"}
+    assert uuid.UUID(int=5) in {row["id"] for row in by_copy}
+    with LogWriter(pool) as writer:
+        writer.write_logs(logs)
+        writer.flush()
+        assert (writer.write_stats().logs_written, writer.write_stats().logs_duplicate) == (0, 3)
+
+
+@pytest.mark.every_server
+def test_metrics_have_the_ids_that_the_metric_writer_gives_them(pool: StoragePool, database_url: str) -> None:
+    metric = {"name": "tokens", "metric_type": "histogram", "temporality": "delta", "unit": "{token}"}
+    series = {"metric": metric, "attributes": {"b": 1, "a": "x"}}
+    point = {
+        **series,
+        "timestamp": NOW,
+        "count": 3,
+        "sum": 4.5,
+        "bucket_bounds": [1.0, 2.0],
+        "bucket_counts": [1, 2, 0],
+    }
+    copy = CopyWriter()
+    with pool.raw_connection() as connection:
+        assert copy.write_metrics(connection, [metric]) == 1
+        assert copy.write_metric_series(connection, [series]) == 1
+        assert copy.write_data_points(connection, [point]) == 1
+        connection.commit()
+    tables = ("metrics", "metric_series", "metric_data_points")
+    by_copy = stored(database_url, tables)
+    with MetricWriter(pool) as writer:
+        writer.write_data_point(point)
+        writer.flush()
+        assert (writer.write_stats().data_points_written, writer.write_stats().data_points_duplicate) == (0, 1)
+    assert stored(database_url, tables) == by_copy
+    (row,) = by_copy["metric_data_points"]
+    given = {"metric_id": row["metric_id"], "series_id": row["series_id"], "timestamp": NOW}
+    with pool.raw_connection() as connection, pytest.raises(IntegrityError):
+        copy.write_data_points(connection, [given])
+
+
+def test_a_point_without_a_metric_raises_with_its_reason(pool: StoragePool) -> None:
+    with pool.raw_connection() as connection, pytest.raises(RejectedRowError) as raised:
+        CopyWriter().write_data_points(connection, [{"timestamp": NOW, "value": 1.0}])
+    assert "metric" in raised.value.reason

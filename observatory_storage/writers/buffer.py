@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -13,19 +13,19 @@ from typing import Final
 from observatory_storage.errors import BufferFullError, RejectedRowError, WriteError
 from observatory_storage.writers.convert import GivenRow, as_mapping
 
-KINDS: Final = ("span", "event", "trace")
 # Rows that are appended under one hold of the lock.
 _PUT_ROWS: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
 class BufferStats:
-    """What is not committed yet; `last_error` is why the latest attempt failed, None after a success."""
+    """What is not committed yet; `last_error` is why the latest attempt failed, None after a success.
+
+    `kinds` says how many rows there are of each kind that the writer takes: `span`, `event` and so on.
+    """
 
     rows: int
-    spans: int
-    events: int
-    traces: int
+    kinds: Mapping[str, int]
     capacity: int
     oldest_age_seconds: float
     last_error: str | None
@@ -47,7 +47,8 @@ class RowBuffer:
     writes them, they are still here. They are kept in runs, so that a row costs no object of its own.
     """
 
-    def __init__(self, capacity: int, full_timeout_seconds: float) -> None:
+    def __init__(self, kinds: Sequence[str], capacity: int, full_timeout_seconds: float) -> None:
+        self._kinds = kinds
         self.capacity = capacity
         self._full_timeout_seconds = full_timeout_seconds
         self.reset()
@@ -115,7 +116,7 @@ class RowBuffer:
 
     def peek(self, limit: int, skip: int = 0) -> dict[str, list[GivenRow]]:
         """Return the oldest rows but for the first few, by kind; they stay."""
-        found: dict[str, list[GivenRow]] = {kind: [] for kind in KINDS}
+        found: dict[str, list[GivenRow]] = {kind: [] for kind in self._kinds}
         with self._changed:
             left = min(limit, max(0, self._size - skip))
             for run in self._runs:
@@ -165,14 +166,12 @@ class RowBuffer:
     def stats(self) -> BufferStats:
         """Count what is here."""
         with self._changed:
-            counts = dict.fromkeys(KINDS, 0)
+            counts = dict.fromkeys(self._kinds, 0)
             for run in self._runs:
                 counts[run.kind] += len(run.rows)
             return BufferStats(
                 rows=self._size,
-                spans=counts["span"],
-                events=counts["event"],
-                traces=counts["trace"],
+                kinds=counts,
                 capacity=self.capacity,
                 oldest_age_seconds=time.monotonic() - self._runs[0].since if self._runs else 0.0,
                 last_error=self.last_error,

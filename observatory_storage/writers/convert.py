@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final
@@ -21,11 +22,25 @@ _ATTRIBUTES: Final = "attributes"
 _ORIGINAL: Final = "observatory."
 
 
+def _is_resource(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("attributes") or {}, Mapping)
+
+
+Shape = tuple[str, Callable[[Any], bool], str]
+"""A column, what tells whether a value fits, and the words for what does."""
+PROJECT_SHAPE: Final[Shape] = ("project", lambda value: isinstance(value, str), "text")
+RESOURCE_SHAPE: Final[Shape] = ("resource", _is_resource, "a mapping, and so its attributes")
+
+
 class Rejections:
-    """The rows of one batch that cannot be stored, each with its reason."""
+    """The rows of one batch that cannot be stored, each with its reason.
+
+    `counts` has what else became of rows before anything was sent, by the names of the writer's statistics.
+    """
 
     def __init__(self) -> None:
         self.errors: list[RejectedRowError] = []
+        self.counts: Counter[str] = Counter()
         self._once: set[int] = set()
 
     def add(self, row: GivenRow, reason: str, sqlstate: str | None = None) -> None:
@@ -126,6 +141,12 @@ def convert_rows(
             values[at] = _with_originals(values[at], originals)
         attributes = layout.columns[layout.names.index(_ATTRIBUTES)]
         columns[_ATTRIBUTES] = convert_column(attributes, values, failed, {})
+    elif _ATTRIBUTES not in layout.names:
+        # There is no other place for the original, and to lose it would be silent.
+        for at, originals in kept.items():
+            for name, value in originals.items():
+                if columns[name][at] is None:
+                    failed.setdefault(at, f"{name} is {_shown(value)}, which the column cannot hold")
     return list(zip(*map(columns.__getitem__, layout.names), strict=True))
 
 
@@ -179,9 +200,29 @@ def known_rows(
     return good, present
 
 
+def well_formed(
+    rows: Sequence[GivenRow], given: Mapping[str, list[Any]], shapes: Sequence[Shape], rejections: Rejections
+) -> Sequence[GivenRow]:
+    """Reject rows with values, given by column, that are not of the shape they must have; return the others."""
+    reasons: dict[int, str] = {}
+    for name, fits, shape in shapes:
+        values = given[name]
+        if values.count(None) == len(values):
+            continue
+        # Most spans share these: each object is looked at once.
+        objects = dict(zip(map(id, values), values, strict=True))
+        bad = {key for key, value in objects.items() if value is not None and not fits(value)}
+        for place, value in enumerate(values) if bad else ():
+            if id(value) in bad:
+                reasons.setdefault(place, f"{name} is of another shape; it must be {shape}")
+    for place, reason in reasons.items():
+        rejections.add(rows[place], reason)
+    return [row for place, row in enumerate(rows) if place not in reasons] if reasons else rows
+
+
 def unknown_keys(row: GivenRow, known: frozenset[str]) -> str | None:
     """Return the reason to reject a row with keys that are no column, or None."""
-    unknown = sorted(map(str, row.keys() - known))
+    unknown = sorted(map(_as_text, row.keys() - known))
     if not unknown:
         return None
     names = ", ".join(_shown(key) for key in unknown[:5]) + (", …" if len(unknown) > 5 else "")
@@ -206,5 +247,5 @@ def _as_text(value: Any) -> str:
 
 def _shown(value: object) -> str:
     """Give a value's beginning for a message; what it holds may be long, or private."""
-    text = repair_text(str(value))
+    text = repair_text(_as_text(value))
     return text if len(text) <= 40 else f"{text[:40]}…"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby, islice
 from operator import itemgetter
 from typing import Any, Final
@@ -10,31 +11,54 @@ from typing import Any, Final
 import psycopg
 
 from observatory_storage.errors import RejectedRowError, translate_errors
-from observatory_storage.models import EventRow, SpanRow, Trace, TraceEvent, TraceRow, TraceSpan
-from observatory_storage.writers.batch import CHUNK_ROWS, computed_columns
-from observatory_storage.writers.convert import (
-    GivenRow,
-    Rejections,
-    WireRow,
-    as_mapping,
-    convert_column,
-    convert_rows,
-    known_rows,
+from observatory_storage.models import (
+    DataPointRow,
+    EventRow,
+    LogRecord,
+    LogRow,
+    Metric,
+    MetricDataPoint,
+    MetricRow,
+    MetricSeries,
+    SpanRow,
+    Trace,
+    TraceEvent,
+    TraceRow,
+    TraceSpan,
 )
+from observatory_storage.writers.convert import GivenRow, Rejections, WireRow, as_mapping, convert_rows, known_rows
+from observatory_storage.writers.keyed_batch import CHUNK_ROWS
+from observatory_storage.writers.log_batch import identify_logs, log_columns
+from observatory_storage.writers.metric_batch import identify_metric, identify_points, identify_series
 from observatory_storage.writers.rows import copy_rows
-from observatory_storage.writers.tables import EVENTS, SPANS, TRACES, Column, Layout, WriteTable
+from observatory_storage.writers.span_batch import computed_columns, time_columns
+from observatory_storage.writers.tables import (
+    DATA_POINTS,
+    EVENTS,
+    LOGS,
+    METRICS,
+    SERIES,
+    SPANS,
+    TRACES,
+    Column,
+    Layout,
+    WriteTable,
+)
+
+Ready = dict[str, list[Any]]
+Failed = dict[int, str]
+Kept = dict[int, dict[str, Any]]
 
 
 class CopyWriter:
     """Plain binary COPY into one table on a connection of the caller's, who commits.
 
     No deduplication (a duplicate raises IntegrityError and aborts the transaction), no summaries, no traces
-    made where they are missing, no partitions made (rows without one land in DEFAULT). Span mappings with
+    made where they are missing, no partitions made (rows without one land in DEFAULT). Mappings with
     `events` or `resource` are refused, since those are rows of other tables; `created_at` is the server's.
     Rows are read while they are sent, so that an iterable may be longer than memory, but must not use the
     same connection. The first row that cannot be converted raises RejectedRowError and aborts the
-    transaction. For telemetry that may be delivered
-    twice use `TraceWriter`.
+    transaction. For telemetry that may be delivered twice use `TraceWriter`, `MetricWriter` and `LogWriter`.
     """
 
     def __init__(self, project: str = "default") -> None:
@@ -50,25 +74,58 @@ class CopyWriter:
         self, connection: psycopg.Connection[Any], rows: Iterable[SpanRow | Mapping[str, object] | TraceSpan]
     ) -> int:
         """COPY rows into trace_spans; returns their number."""
-        return self._write(connection, SPANS, rows)
+        return self._write(connection, _SPANS, rows)
 
     def write_events(
         self, connection: psycopg.Connection[Any], rows: Iterable[EventRow | Mapping[str, object] | TraceEvent]
     ) -> int:
         """COPY rows into trace_events; returns their number."""
-        return self._write(connection, EVENTS, rows)
+        return self._write(connection, _EVENTS, rows)
 
-    def _write(self, connection: psycopg.Connection[Any], table: WriteTable, rows: Iterable[object]) -> int:
-        segments = groupby(self._chunks(table, iter(rows)), itemgetter(0))
+    def write_metrics(
+        self, connection: psycopg.Connection[Any], rows: Iterable[MetricRow | Mapping[str, object] | Metric]
+    ) -> int:
+        """COPY rows into metrics; returns their number. An id that is not given is made from the metric's identity."""
+        return self._write(connection, _METRICS, rows)
+
+    def write_metric_series(
+        self, connection: psycopg.Connection[Any], rows: Iterable[Mapping[str, object] | MetricSeries]
+    ) -> int:
+        """COPY rows into metric_series; returns their number.
+
+        Instead of `metric_id` a row may have its `metric`; an id that is not given is made from metric, attributes
+        and `resource_id`.
+        """
+        return self._write(connection, _SERIES, rows)
+
+    def write_data_points(
+        self, connection: psycopg.Connection[Any], rows: Iterable[DataPointRow | Mapping[str, object] | MetricDataPoint]
+    ) -> int:
+        """COPY rows into metric_data_points; returns their number.
+
+        A row has `metric_id` and `series_id`, or its `metric`, `attributes` and `resource_id`, from which they are
+        made; the metric and the series themselves are rows of other tables and not written.
+        """
+        return self._write(connection, _DATA_POINTS, rows)
+
+    def write_logs(
+        self, connection: psycopg.Connection[Any], rows: Iterable[LogRow | Mapping[str, object] | LogRecord]
+    ) -> int:
+        """COPY rows into logs; returns their number. An id that is not given is made from the record's content."""
+        return self._write(connection, _LOGS, rows)
+
+    def _write(self, connection: psycopg.Connection[Any], target: _Target, rows: Iterable[object]) -> int:
+        segments = groupby(self._chunks(target, iter(rows)), itemgetter(0))
         with translate_errors():
             return sum(
-                copy_rows(connection, table.name, layout, map(itemgetter(1), parts)) for layout, parts in segments
+                copy_rows(connection, target.table.name, layout, map(itemgetter(1), parts))
+                for layout, parts in segments
             )
 
-    def _chunks(self, table: WriteTable, rows: Iterator[object]) -> Iterator[tuple[Layout, Sequence[WireRow]]]:
-        known = frozenset(table.names) | _SERVER_COLUMNS
+    def _chunks(self, target: _Target, rows: Iterator[object]) -> Iterator[tuple[Layout, Sequence[WireRow]]]:
+        known = frozenset(target.table.names) | _SERVER_COLUMNS | target.sources
         present: frozenset[str] = frozenset()
-        layout = table.layout(present)
+        layout = target.table.layout(present)
         while chunk := [as_mapping(row) for row in islice(rows, CHUNK_ROWS)]:
             rejections = Rejections()
             _, found = known_rows(chunk, known, rejections)
@@ -77,34 +134,63 @@ class CopyWriter:
             if not found <= present:
                 # Columns that are met later start another COPY: what was sent has nothing in them.
                 present |= found
-                layout = table.layout(present)
-            ready: dict[str, list[Any]] = {"project": [row.get("project") or self._project for row in chunk]}
-            failed: dict[int, str] = {}
-            kept: dict[int, dict[str, Any]] = {}
-            if table is SPANS:
-                ready |= _span_columns(chunk, failed, kept)
+                layout = target.table.layout(present | target.made)
+            projects = [row.get("project") or self._project for row in chunk]
+            failed: Failed = {}
+            kept: Kept = {}
+            ready = {"project": projects, **target.columns(chunk, projects, failed, kept)}
             converted = convert_rows(layout, chunk, failed, ready=ready, kept=kept)
             for at, reason in failed.items():
                 raise RejectedRowError(reason, row=chunk[at])
-            yield layout, converted
+            yield layout, target.finish(converted, layout.names, chunk)
 
 
-def _span_columns(
-    rows: Sequence[GivenRow], failed: dict[int, str], kept: dict[int, dict[str, Any]]
-) -> dict[str, list[Any]]:
-    times = {
-        name: convert_column(SPANS.columns[SPANS.index[name]], [row.get(name) for row in rows], failed, kept)
-        for name in ("start_time", "end_time")
-    }
+@dataclass(frozen=True)
+class _Target:
+    """A table as COPY fills it.
+
+    `sources` are keys that are no columns but make some, `made` optional columns that are filled though no row has
+    them. `columns` returns columns that follow from others, converted; `finish` completes rows in wire form.
+    """
+
+    table: WriteTable
+    columns: Callable[[Sequence[GivenRow], Sequence[str], Failed, Kept], Ready] = lambda *given: {}
+    finish: Callable[[list[WireRow], Sequence[str], Sequence[GivenRow]], list[WireRow]] = lambda rows, *given: rows
+    sources: frozenset[str] = frozenset()
+    made: frozenset[str] = frozenset()
+
+
+def _span_columns(rows: Sequence[GivenRow], projects: Sequence[str], failed: Failed, kept: Kept) -> Ready:
+    times = time_columns(rows, failed, kept)
     return times | computed_columns(rows, times["start_time"], times["end_time"], kept)
 
 
+def _metric_columns(rows: Sequence[GivenRow], projects: Sequence[str], failed: Failed, kept: Kept) -> Ready:
+    ids: list[Any] = []
+    for place, (row, project) in enumerate(zip(rows, projects, strict=True)):
+        own = row.get("id")
+        try:
+            ids.append(identify_metric(row, project)[0] if own is None else METRICS.columns[0].kind.convert(own))
+        except RejectedRowError as error:
+            failed.setdefault(place, error.reason)
+            ids.append(None)
+    return {"id": ids}
+
+
 # An upsert computes the duration, bare COPY takes it as given.
-_TRACES: Final = WriteTable(
-    TRACES.name,
-    (*TRACES.columns, Column("duration_us", SPANS.columns[SPANS.index["duration_us"]].kind)),
-    TRACES.key,
-    TRACES.order,
+_TRACES: Final = _Target(
+    WriteTable(
+        TRACES.name,
+        (*TRACES.columns, Column("duration_us", SPANS.columns[SPANS.index["duration_us"]].kind)),
+        TRACES.key,
+        TRACES.order,
+    )
 )
+_SPANS: Final = _Target(SPANS, _span_columns)
+_EVENTS: Final = _Target(EVENTS)
+_METRICS: Final = _Target(METRICS, _metric_columns)
+_SERIES: Final = _Target(SERIES, identify_series, sources=frozenset({"metric"}))
+_DATA_POINTS: Final = _Target(DATA_POINTS, identify_points, sources=frozenset({"metric", "attributes", "resource_id"}))
+_LOGS: Final = _Target(LOGS, log_columns, identify_logs, sources=frozenset({"ordinal"}), made=frozenset({"body"}))
 # Filled in by the server.
-_SERVER_COLUMNS: Final[frozenset[str]] = frozenset({"created_at", "updated_at"})
+_SERVER_COLUMNS: Final[frozenset[str]] = frozenset({"created_at", "updated_at", "transaction_id"})

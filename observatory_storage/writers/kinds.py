@@ -14,8 +14,9 @@ import json
 import math
 import operator
 import re
+import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any, ClassVar, Final
 
@@ -39,6 +40,7 @@ _JSONB_LIMIT: Final = 268_435_455
 _find_nul: Final = re.compile(re.escape(NUL_ESCAPE)).search
 _INTEGER: Final = re.compile(r"\s*[+-]?[0-9]{1,25}\s*", re.ASCII)
 _NO_PARENT: Final = ("", b"", bytes(8), "0" * 16)
+_NO_TRACE: Final = ("", b"", bytes(16), "0" * 32, uuid.UUID(int=0))
 
 
 class Unfit(Exception):  # noqa: N818 - not an error: the value is set aside and its row is stored
@@ -172,6 +174,86 @@ class TokenKind(IntKind):
 
     def __init__(self, *, total: bool = False) -> None:
         self.limits = (0, MAX_TOKENS * (2 if total else 1))
+
+
+class Int4Kind(IntKind):
+    """An integer of 32 bits within limits."""
+
+    copy_type = "int4"
+    array_type = "int4"
+    element_oid = 23
+
+    def __init__(self, first: int = -(2**31), last: int = 2**31 - 1) -> None:
+        self.limits = (first, last)
+
+    def element(self, value: int) -> bytes:
+        return wire.int4_element(value)
+
+
+class FloatKind(Kind):
+    """A double, infinities and what is no number included."""
+
+    copy_type = "float8"
+    array_type = "float8"
+    element_oid = 701
+    sent_as_given = True
+
+    def bulk(self, values: list[Any]) -> list[Any] | None:
+        return values if set(map(type, values)) <= {float, _NONE} else None
+
+    def convert(self, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
+            raise RejectedRowError(f"is of type {type(value).__name__}; it must be a number")
+        try:
+            return float(value)
+        except OverflowError:
+            raise RejectedRowError(f"is {digits(int(value))[:40]}…; a double has no such number") from None
+
+    def element(self, value: float) -> bytes:
+        return wire.float8_element(value)
+
+
+class _NumberArrayKind(Kind):
+    """An array of numbers; travels as text where arrays of several rows make one parameter."""
+
+    array_type = "text"
+    element_oid = 25
+    sent_as_given = True
+    item: ClassVar[Kind]
+
+    def bulk(self, values: list[Any]) -> list[Any] | None:
+        present = [value for value in values if value is not None]
+        if not set(map(type, present)) <= {list}:
+            return None
+        items = [item for value in present for item in value]
+        return values if None not in items and self.item.bulk(items) is not None else None
+
+    def convert(self, value: Any) -> list[Any]:
+        if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+            raise RejectedRowError(f"is of type {type(value).__name__}; it must be a list of numbers")
+        try:
+            return [self.item.convert(item) for item in value]
+        except Unfit:
+            raise RejectedRowError("holds what is no integer of 64 bits") from None
+
+    def element(self, value: list[Any]) -> bytes:
+        return wire.text_element("{" + ",".join(map(repr, value)) + "}")
+
+
+class IntArrayKind(_NumberArrayKind):
+    """An array of integers of 64 bits."""
+
+    copy_type = "int8[]"
+    cast = "bigint[]"
+    item = IntKind()
+
+
+class FloatArrayKind(_NumberArrayKind):
+    """An array of doubles."""
+
+    copy_type = "float8[]"
+    cast = "double precision[]"
+    item = FloatKind()
 
 
 class BoolKind(Kind):
@@ -377,6 +459,42 @@ class ParentSpanIdKind(SpanIdKind):
 
     def convert(self, value: Any) -> bytes | None:
         return None if value in _NO_PARENT else super().convert(value)
+
+
+class LinkedTraceIdKind(_IdKind):
+    """The trace that a row refers to; empty and all zeros mean that there is none, what is no id is set aside."""
+
+    copy_type = "bytea"
+    array_type = "uuid"
+    element_oid = 2950
+    length = 16
+
+    def bulk(self, values: list[Any]) -> list[Any] | None:
+        if not set(map(type, values)) <= {bytes, _NONE}:
+            return None
+        present = [value for value in values if value is not None]
+        return values if set(map(len, present)) <= {self.length} and bytes(self.length) not in present else None
+
+    def convert(self, value: Any) -> bytes | None:
+        if value in _NO_TRACE:
+            return None
+        try:
+            key = trace_id_bytes(value, "")
+        except RejectedRowError:
+            raise Unfit(None) from None
+        if isinstance(value, str) and not is_hex_trace_id(value):
+            raise Unfit(key)
+        return key
+
+
+class LinkedSpanIdKind(ParentSpanIdKind):
+    """The id of a span that a row refers to; what is no id is set aside."""
+
+    def convert(self, value: Any) -> bytes | None:
+        try:
+            return super().convert(value)
+        except RejectedRowError:
+            raise Unfit(None) from None
 
 
 class ContentIdKind(TraceIdKind):

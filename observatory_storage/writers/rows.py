@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import psycopg
 from psycopg.copy import LibpqWriter
 from psycopg.types.string import BytesBinaryDumper
 
+from observatory_storage.errors import is_duplicate
 from observatory_storage.writers import sql, wire
 from observatory_storage.writers.convert import WireRow
 from observatory_storage.writers.tables import Layout, WriteTable
@@ -27,10 +28,14 @@ _UNFLUSHED_BYTES: Final = 8 * 1024 * 1024
 # COPY takes in a thousand rows at a time and then stores them for some milliseconds. Linux gives a local socket room
 # for 130 rows, so that the server would wait for the next chunk each time; less is granted where less is allowed.
 _SEND_BUFFER: Final = 1024 * 1024
+_WIDE: Final = ("input", "output", "attributes", "body", "body_json")
 _INSERT_STATEMENTS: Final = {
     "trace_spans": sql.INSERT_SPANS,
     "trace_events": sql.INSERT_EVENTS,
     "resources": sql.INSERT_RESOURCES,
+    "metric_series": sql.INSERT_SERIES,
+    "metric_data_points": sql.INSERT_DATA_POINTS,
+    "logs": sql.INSERT_LOGS,
 }
 
 
@@ -81,6 +86,32 @@ def insert_rows(
     return new
 
 
+def store_new(
+    connection: Connection,
+    table: WriteTable,
+    layout: Layout,
+    chunks: Callable[[], Iterable[Sequence[WireRow]]],
+    *,
+    by_copy: bool,
+    expect_duplicates: bool,
+) -> tuple[int, set[bytes] | None]:
+    """Store the rows that are new; return their number and keys. No keys: all were new.
+
+    By COPY first, in a savepoint, without looking for duplicates, unless they are expected. `chunks` may be asked
+    for the rows twice.
+    """
+    if by_copy and not expect_duplicates:
+        try:
+            with connection.transaction():
+                return copy_rows(connection, table.name, layout, chunks()), None
+        except psycopg.Error as error:
+            if not is_duplicate(error):
+                raise
+    insert = merge_rows if by_copy else insert_rows
+    new = insert(connection, table, layout, chunks())
+    return len(new), new
+
+
 def encode_columns(table: WriteTable, layout: Layout, rows: Sequence[WireRow]) -> list[Any]:
     """Encode rows as one array parameter for each column of the table; the layout's absent ones are filled."""
     columns = dict(zip(layout.names, zip(*rows, strict=True), strict=True))
@@ -106,7 +137,11 @@ def query(connection: Connection, statement: str, parameters: Sequence[Any] = ()
 
 def _parts(layout: Layout, chunks: Iterable[Sequence[WireRow]]) -> Iterator[Sequence[WireRow]]:
     """Yield what one statement each carries: enough rows, or enough bytes."""
-    wide = [place for place, name in enumerate(layout.names) if name in ("input", "output", "attributes")]
+    wide = [
+        place
+        for place, name in enumerate(layout.names)
+        if name in ("input", "output", "attributes", "body", "body_json")
+    ]
     part: list[WireRow] = []
     size = 0
     for chunk in chunks:

@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from observatory_storage.writers.tables import EVENTS, RESOURCES, SPANS, TRACES, Layout, WriteTable
+from observatory_storage.writers.tables import (
+    DATA_POINTS,
+    EVENTS,
+    LOGS,
+    METRICS,
+    RESOURCES,
+    SERIES,
+    SPANS,
+    TRACES,
+    Layout,
+    WriteTable,
+)
 
 # One transaction a batch. READ COMMITTED is stated, whatever the server's default: REPEATABLE READ fails
 # with 40001 even on DO NOTHING. Joins with a few keys are meant to run by index whatever the planner
@@ -26,6 +37,9 @@ _KEY_BYTES: Final = {
     "trace_events": "uuid_send(trace_id) || span_id || timestamptz_send(span_start_time) || int8send(event_index)",
     "resources": "uuid_send(id)",
     "traces": "uuid_send(id)",
+    "metric_series": "uuid_send(metric_id) || uuid_send(id)",
+    "metric_data_points": "uuid_send(metric_id) || uuid_send(series_id) || timestamptz_send(timestamp)",
+    "logs": "uuid_send(id)",
 }
 
 
@@ -79,6 +93,75 @@ def insert_unnest(table: WriteTable) -> str:
 INSERT_SPANS: Final = insert_unnest(SPANS)
 INSERT_EVENTS: Final = insert_unnest(EVENTS)
 INSERT_RESOURCES: Final = insert_unnest(RESOURCES)
+INSERT_SERIES: Final = insert_unnest(SERIES)
+INSERT_DATA_POINTS: Final = insert_unnest(DATA_POINTS)
+INSERT_LOGS: Final = insert_unnest(LOGS)
+
+# Insert metrics, in id order; of a metric that is stored the description is updated, for it is no part of its identity.
+UPSERT_METRICS: Final = (
+    f"INSERT INTO metrics AS m ({', '.join(METRICS.names)}) SELECT {_values(METRICS)} FROM {_unnest(METRICS)} "
+    "ON CONFLICT (id) DO UPDATE SET description = excluded.description "
+    "WHERE excluded.description IS NOT NULL AND m.description IS DISTINCT FROM excluded.description"
+)
+
+
+def _conflicting_points() -> str:
+    content = [name for name in DATA_POINTS.names if name not in (*DATA_POINTS.key, "project")]
+    stored = ", ".join(f"p.{name}" for name in content)
+    values = dict(zip(DATA_POINTS.names, _values(DATA_POINTS).split(", "), strict=True))
+    given = ", ".join(values[name] for name in content)
+    return (
+        "SELECT uuid_send(p.metric_id) || uuid_send(p.series_id) || timestamptz_send(p.timestamp) "
+        f"FROM {_unnest(DATA_POINTS)} JOIN metric_data_points AS p ON p.metric_id = given.metric_id "
+        "AND p.series_id = given.series_id AND p.timestamp = given.timestamp "
+        "AND p.timestamp >= %b::timestamptz AND p.timestamp <= %b::timestamptz "
+        f"WHERE ({stored}) IS DISTINCT FROM ({given})"
+    )
+
+
+# Points under whose key something else is stored.
+CONFLICTING_POINTS: Final = _conflicting_points()
+
+# The GenAI events that are logged for some spans, with what those spans lack: model calls without input or output, or
+# with one that came from events. Both the span and the event look here, each under the lock on the trace.
+CONTENT_EVENTS: Final = """
+SELECT uuid_send(s.trace_id), s.span_id, s.start_time, s.wants_input, s.wants_output,
+       l.timestamp, uuid_send(l.id) AS id, l.event_name, l.body, l.body_json, l.attributes
+FROM unnest(%b::uuid[], %b::bytea[]) AS given (trace_id, span_id)
+JOIN traces AS t ON t.id = given.trace_id
+CROSS JOIN LATERAL (
+    SELECT s.trace_id, s.span_id, s.start_time, s.end_time, s.project,
+           s.input IS NULL OR s.input_from_logs IS TRUE AS wants_input,
+           s.output IS NULL OR s.output_from_logs IS TRUE AS wants_output
+    FROM trace_spans AS s
+    WHERE s.trace_id = t.id AND s.span_id = given.span_id
+      AND s.start_time >= t.start_time AND s.start_time <= t.end_time AND s.operation = ANY(%b::text[])
+) AS s
+CROSS JOIN LATERAL (
+    SELECT l.timestamp, l.id, l.event_name, l.body, l.body_json, l.attributes
+    FROM logs AS l
+    WHERE l.route_id = s.trace_id AND l.trace_id = s.trace_id AND l.span_id = s.span_id AND l.project = s.project
+      AND l.timestamp >= s.start_time - %b::interval
+      AND l.timestamp <= greatest(s.start_time, s.end_time) + %b::interval
+      AND l.event_name = ANY(%b::text[])
+) AS l
+WHERE s.wants_input OR s.wants_output
+"""
+
+# Give spans the content that was logged for them; null leaves what is there.
+FILL_SPANS: Final = """
+UPDATE trace_spans AS s SET
+    input = coalesce(given.input, s.input), output = coalesce(given.output, s.output),
+    input_from_logs = given.input IS NOT NULL OR s.input_from_logs,
+    output_from_logs = given.output IS NOT NULL OR s.output_from_logs
+FROM unnest(%b::uuid[], %b::bytea[], %b::timestamptz[], %b::jsonb[], %b::jsonb[])
+    AS given (trace_id, span_id, start_time, input, output)
+WHERE s.trace_id = given.trace_id AND s.span_id = given.span_id AND s.start_time = given.start_time
+  AND s.start_time >= %b::timestamptz AND s.start_time <= %b::timestamptz
+  AND (s.input IS DISTINCT FROM coalesce(given.input, s.input)
+       OR s.output IS DISTINCT FROM coalesce(given.output, s.output))
+RETURNING 1
+"""
 
 # Traces of a batch that belong to another project than the batch says.
 FOREIGN_TRACES: Final = """
@@ -223,6 +306,13 @@ STATEMENTS: Final = {
     "INSERT_SPANS": INSERT_SPANS,
     "INSERT_EVENTS": INSERT_EVENTS,
     "INSERT_RESOURCES": INSERT_RESOURCES,
+    "INSERT_SERIES": INSERT_SERIES,
+    "INSERT_DATA_POINTS": INSERT_DATA_POINTS,
+    "INSERT_LOGS": INSERT_LOGS,
+    "UPSERT_METRICS": UPSERT_METRICS,
+    "CONFLICTING_POINTS": CONFLICTING_POINTS,
+    "CONTENT_EVENTS": CONTENT_EVENTS,
+    "FILL_SPANS": FILL_SPANS,
     "FOREIGN_TRACES": FOREIGN_TRACES,
     "OPEN_SPANS": OPEN_SPANS,
     "DELETE_OPEN_SPANS": DELETE_OPEN_SPANS,

@@ -1,16 +1,20 @@
-"""Batches to committed rows: partitions, retries, bisection, rejection."""
+"""Batches to committed rows: partitions, retries, bisection, rejection, for every signal."""
 
 from __future__ import annotations
 
 import datetime as dt
 import logging
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import psycopg
 import tenacity
+from sqlalchemy import Table
 
 from observatory_storage.errors import (
     RejectedRowError,
@@ -21,24 +25,21 @@ from observatory_storage.errors import (
     translate_errors,
 )
 from observatory_storage.lifecycle import PartitionManager
-from observatory_storage.models import TraceEvent, TraceSpan
-from observatory_storage.models.base import table_of
-from observatory_storage.writers.batch import LooseEvents, SpanBatch
-from observatory_storage.writers.bisection import parts_of
 from observatory_storage.writers.config import AUTO_COPY_ROWS, WriteMethod, WriterConfig
 from observatory_storage.writers.convert import GivenRow, Rejections
-from observatory_storage.writers.summary import own_traces
-from observatory_storage.writers.transaction import Batch, BatchTransaction, ForeignTraceError, Outcome
 
 _log = logging.getLogger(__name__)
 
-_EPOCH: Final = dt.date(2000, 1, 1)
+_EPOCH: Final = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _DAY_US: Final = 86_400_000_000
 _DAYS_AHEAD: Final = 2
-# Partitions a batch makes on demand at most; a wild clock must not make thousands.
-_NEW_PARTITIONS: Final = 8
-# Ids of committed resources that are remembered. Forgetting one costs a conflict, nothing else.
-_KNOWN_RESOURCES: Final = 10_000
+# Partitions a batch makes on demand at most, of days and of hours; a wild clock must not make thousands.
+_NEW_DAYS: Final = 8
+_NEW_HOURS: Final = 24
+# Ids of committed parents that are remembered, and for how long: retention may take a parent away. Forgetting
+# one costs a conflict, nothing else.
+_KNOWN_IDS: Final = 20_000
+_KNOWN_SECONDS: Final = 600.0
 # Transactions that lost to another one (deadlock, lock timeout) are tried so often before the caller hears
 # of it; each wait is longer than the last.
 _CONTENTION_ATTEMPTS: Final = 10
@@ -78,25 +79,76 @@ class ConnectionSource(Protocol):
         ...
 
 
+class Batch(Protocol):
+    """All that one transaction writes."""
+
+    def __len__(self) -> int:
+        """Count the rows that are left to write."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """The rows by whose number COPY or INSERT is chosen."""
+        ...
+
+    @property
+    def rejections(self) -> Rejections:
+        """The rows that cannot be stored."""
+        ...
+
+    def times(self) -> Iterator[tuple[Table, list[int]]]:
+        """Yield the partitioned tables with the times, in microseconds since 2000, of their rows."""
+        ...
+
+
+B = TypeVar("B", bound=Batch)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a committed batch changed: `counts` by the names of the writer's statistics."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    known: list[Any] = field(default_factory=list)
+    """Ids of parents that are committed now and need not be sent again."""
+    met_duplicates: bool = False
+
+
 @dataclass(slots=True)
 class Stored:
     """What one call stored; `rejected` are the rows that could not be."""
 
-    outcome: Outcome = field(default_factory=Outcome)
+    counts: Counter[str] = field(default_factory=Counter)
     batches: int = 0
     retries: int = 0
     rejected: list[RejectedRowError] = field(default_factory=list)
 
 
 @dataclass(slots=True)
-class Prepared:
-    """Rows that are folded, ordered and ready to be stored, a batch for each project; `rows` counts them."""
+class Prepared(Generic[B]):
+    """Rows that are folded, ordered and ready to be stored; `rows` counts them as they were given."""
 
     rows: int
-    batches: list[Batch]
+    batches: list[B]
 
 
-class BatchStore:
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a transaction is to write.
+
+    `by_copy` chooses the path; `expect_duplicates` skips the optimistic COPY that a replay would fail.
+    `known` are ids of parents that are committed and need not be sent again. `meanwhile` is called once all
+    rows are sent, while the server still stores them.
+    """
+
+    by_copy: bool
+    expect_duplicates: bool
+    known: set[Any]
+    lock_timeout_ms: int
+    meanwhile: Callable[[], None] | None
+
+
+class BatchStore(ABC, Generic[B]):
     """Stores batches of rows. Not for use by two threads at once."""
 
     def __init__(self, pool: ConnectionSource, config: WriterConfig, project: str, retry: RetryPolicy) -> None:
@@ -105,25 +157,31 @@ class BatchStore:
         self._project = project
         self._retry = retry
         self._partitions = PartitionManager(pool)
-        self._known_resources: set[bytes] = set()
+        self._known: set[Any] = set()
+        self._known_since = time.monotonic()
         self._expect_duplicates = False
         self._meanwhile: Callable[[], None] | None = None
 
-    def prepare(self, spans: Sequence[GivenRow], events: Sequence[GivenRow], traces: Sequence[GivenRow]) -> Prepared:
-        """Do what needs no server: check, fold and order rows. What comes of it can be stored once."""
-        batches = []
-        for part in _by_project(spans, events, traces, self._project):
-            rejections = Rejections()
-            batches.append(
-                Batch(
-                    SpanBatch.from_rows(part[0], self._project, rejections),
-                    LooseEvents.from_rows(part[1], self._project, rejections),
-                    own_traces(part[2], self._project, rejections),
-                )
-            )
-        return Prepared(len(spans) + len(events) + len(traces), batches)
+    @abstractmethod
+    def prepare(self, rows: Mapping[str, Sequence[GivenRow]]) -> Prepared[B]:
+        """Do what needs no server: check, fold and order rows, given by kind. What comes of it can be stored once."""
 
-    def store(self, prepared: Prepared, stored: Stored, meanwhile: Callable[[], None] | None = None) -> None:
+    @abstractmethod
+    def transact(self, connection: psycopg.Connection[Any], batch: B, terms: Terms) -> Outcome:
+        """Write a batch on a connection, up to and without the COMMIT."""
+
+    @abstractmethod
+    def parts(self, batch: B, error: StorageError) -> Iterator[B]:
+        """Yield parts of a batch that the server refused for its data, or reject the row that is alone.
+
+        The next part is made when the one before has been written, so that it may depend on what became of it.
+        """
+
+    def without_foreign(self, batch: B, error: ForeignTraceError) -> B:
+        """Reject the rows that the error is about and return the batch of the others."""
+        raise error
+
+    def store(self, prepared: Prepared[B], stored: Stored, meanwhile: Callable[[], None] | None = None) -> None:
         """Store rows and commit, in one transaction unless rows have to be told apart.
 
         Returns after the COMMIT. Raises a StorageError if something did not commit, with what did in `stored`:
@@ -134,43 +192,39 @@ class BatchStore:
         rejected: list[RejectedRowError] = []
         self._meanwhile = meanwhile
         for batch in prepared.batches:
-            rejections = batch.spans.rejections
-            folded = batch.spans.folded
+            rejections = batch.rejections
             self._write(batch, stored)
-            stored.outcome.spans_duplicate += folded
+            stored.counts.update(rejections.counts)
             rejected.extend(rejections.errors)
         stored.rejected.extend(rejected)
 
-    def _write(self, batch: Batch, stored: Stored) -> None:
+    def _write(self, batch: B, stored: Stored) -> None:
         if not len(batch):
             return
         try:
             outcome = self._commit(batch, stored)
         except ForeignTraceError as foreign:
-            self._write(_without_foreign(batch, foreign.projects), stored)
+            self._write(self.without_foreign(batch, foreign), stored)
         except StorageError as error:
             too_slow = error.sqlstate == _STATEMENT_TIMEOUT and len(batch) > 1
             if not (too_slow or blames_a_row(error)):
                 raise
-            for part in parts_of(batch, error):
+            for part in self.parts(batch, error):
                 self._write(part, stored)
         else:
-            self._count(outcome, stored)
+            self._expect_duplicates = outcome.met_duplicates
+            self._remember(outcome.known)
+            stored.counts.update(outcome.counts)
+            stored.batches += 1
 
-    def _count(self, outcome: Outcome, stored: Stored) -> None:
-        self._expect_duplicates = outcome.met_duplicates
-        if len(self._known_resources) + len(outcome.resources) > _KNOWN_RESOURCES:
-            self._known_resources.clear()
-        self._known_resources.update(outcome.resources)
-        total = stored.outcome
-        total.spans_written += outcome.spans_written
-        total.spans_duplicate += outcome.spans_duplicate
-        total.spans_replaced += outcome.spans_replaced
-        total.events_written += outcome.events_written
-        total.traces_written += outcome.traces_written
-        stored.batches += 1
+    def _remember(self, ids: Sequence[Any]) -> None:
+        now = time.monotonic()
+        if len(self._known) + len(ids) > _KNOWN_IDS or now - self._known_since > _KNOWN_SECONDS:
+            self._known.clear()
+            self._known_since = now
+        self._known.update(ids)
 
-    def _commit(self, batch: Batch, stored: Stored) -> Outcome:
+    def _commit(self, batch: B, stored: Stored) -> Outcome:
         """Run the transaction, again where the server was away or another transaction won."""
         for attempt in tenacity.Retrying(
             retry=tenacity.retry_if_exception(_worth_a_retry),
@@ -188,16 +242,18 @@ class BatchStore:
                     stored.retries += 1
                 self._make_partitions(batch)
                 with translate_errors(), self._pool.raw_connection() as connection:
-                    outcome = BatchTransaction(
-                        connection,
-                        by_copy=self._by_copy(batch),
-                        expect_duplicates=self._expect_duplicates,
-                        known_resources=self._known_resources,
-                        lock_timeout_seconds=self._config.lock_timeout_seconds,
-                        meanwhile=self._meanwhile,
-                    ).write(batch)
+                    outcome = self.transact(connection, batch, self._terms(batch))
                     connection.commit()
         return outcome
+
+    def _terms(self, batch: B) -> Terms:
+        return Terms(
+            by_copy=self._by_copy(batch),
+            expect_duplicates=self._expect_duplicates,
+            known=self._known,
+            lock_timeout_ms=max(1, int(self._config.lock_timeout_seconds * 1000)),
+            meanwhile=self._meanwhile,
+        )
 
     def _is_last(self, state: tenacity.RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome is not None else None
@@ -207,71 +263,63 @@ class BatchStore:
             _log.info("batch not committed, attempt %d of %d: %s", state.attempt_number, limit, describe(error))
         return state.attempt_number >= limit
 
-    def _by_copy(self, batch: Batch) -> bool:
+    def _by_copy(self, batch: B) -> bool:
         if self._config.method is WriteMethod.AUTO:
-            return len(batch.spans) + len(batch.events) >= AUTO_COPY_ROWS
+            return batch.size >= AUTO_COPY_ROWS
         return self._config.method is WriteMethod.COPY
 
-    def _make_partitions(self, batch: Batch) -> None:
-        days = _days(batch.spans.start_times)
-        event_days = {event[2] // _DAY_US for event in batch.events.rows}
-        if batch.spans.has_events:
-            event_days |= days
-        today = dt.datetime.now(dt.UTC).date()
-        first = (today - _EPOCH).days - self._config.partition_days_back
-        last = (today - _EPOCH).days + _DAYS_AHEAD
-        for table, wanted in ((table_of(TraceSpan), days), (table_of(TraceEvent), event_days)):
-            dates = [_EPOCH + dt.timedelta(days=day) for day in wanted if first <= day <= last]
-            if dates:
-                self._partitions.ensure(table, dates, at_most=_NEW_PARTITIONS)
+    def _make_partitions(self, batch: B) -> None:
+        now = (dt.datetime.now(dt.UTC) - _EPOCH) // dt.timedelta(microseconds=1)
+        first = now - self._config.partition_days_back * _DAY_US
+        last = now + _DAYS_AHEAD * _DAY_US
+        for table, times in batch.times():
+            # Weeks and months have no one length; each day lies in one of them.
+            width = self._partitions.width(table.name).microseconds or _DAY_US
+            places = [
+                place for place in _places(times, width) if first <= (place + 1) * width and place * width <= last
+            ]
+            if places:
+                starts = [_EPOCH + dt.timedelta(microseconds=place * width) for place in places]
+                self._partitions.ensure(table, starts, at_most=_NEW_DAYS if width >= _DAY_US else _NEW_HOURS)
 
 
-def _days(start_times: Sequence[int]) -> set[int]:
-    """Return the days, as numbers, of ascending times."""
-    if start_times and start_times[0] // _DAY_US == start_times[-1] // _DAY_US:
-        return {start_times[0] // _DAY_US}
-    return {start // _DAY_US for start in start_times}
+class ForeignTraceError(Exception):
+    """Some traces of the batch belong to another project: `projects` says to which."""
+
+    def __init__(self, projects: Mapping[bytes, str]) -> None:
+        super().__init__(f"{len(projects)} traces belong to another project")
+        self.projects = projects
+
+
+def by_project(rows: Mapping[str, Sequence[GivenRow]], project: str) -> Iterator[Mapping[str, Sequence[GivenRow]]]:
+    """Yield rows, given by kind, as they are, or a part for each project that they name."""
+
+    def named(row: GivenRow) -> str:
+        given = row.get("project")
+        return given if given and isinstance(given, str) else project
+
+    given = [row.get("project") for some in rows.values() for row in some]
+    # In C: most batches say one project, or none.
+    if given.count(None) == len(given) or len({named(row) for some in rows.values() for row in some}) <= 1:
+        yield rows
+        return
+    groups: dict[str, dict[str, list[GivenRow]]] = {}
+    for kind, some in rows.items():
+        for row in some:
+            groups.setdefault(named(row), {name: [] for name in rows})[kind].append(row)
+    yield from groups.values()
+
+
+def _places(times: Sequence[int], width: int) -> set[int]:
+    """Return which partitions hold some times, as numbers."""
+    if not times:
+        return set()
+    # Nearly all batches lie in one, and the extremes are found in C.
+    first, last = min(times) // width, max(times) // width
+    return {first} if first == last else {time // width for time in times}
 
 
 def _worth_a_retry(error: BaseException) -> bool:
     # A race with another project's first span is decided by looking once more, and there is no end to it
     # only where rows are hidden from this role.
     return is_transient(error) or (isinstance(error, ForeignTraceError) and not error.projects)
-
-
-def _by_project(
-    spans: Sequence[GivenRow], events: Sequence[GivenRow], traces: Sequence[GivenRow], project: str
-) -> Iterator[tuple[Sequence[GivenRow], Sequence[GivenRow], Sequence[GivenRow]]]:
-    """Yield the rows as they are, or by project, so that no transaction says two projects of one trace."""
-
-    def named(row: GivenRow) -> str:
-        given = row.get("project")
-        return given if given and isinstance(given, str) else project
-
-    groups: dict[str, tuple[list[GivenRow], list[GivenRow], list[GivenRow]]] = {}
-    given = [row.get("project") for rows in (spans, events, traces) for row in rows]
-    # In C: most batches say one project, or none.
-    if given.count(None) == len(given) or len({named(row) for rows in (spans, events, traces) for row in rows}) <= 1:
-        yield spans, events, traces
-        return
-    for kind, rows in enumerate((spans, events, traces)):
-        for row in rows:
-            groups.setdefault(named(row), ([], [], []))[kind].append(row)
-    yield from groups.values()
-
-
-def _without_foreign(batch: Batch, projects: Mapping[bytes, str]) -> Batch:
-    reasons = {key: f"its trace belongs to project {project!r}" for key, project in projects.items()}
-    rejections = batch.spans.rejections
-    for event in batch.events.rows:
-        if event[0] in reasons:
-            rejections.add(batch.events.given(event), reasons[event[0]])
-    for key, trace in batch.traces.items():
-        for row in trace.given if key in reasons else ():
-            rejections.add(row, f"the trace belongs to project {projects[key]!r}")
-    events = batch.events.rows
-    return Batch(
-        batch.spans.without_traces(reasons),
-        batch.events.select(lambda place: events[place][0] not in reasons),
-        {key: trace for key, trace in batch.traces.items() if key not in reasons},
-    )

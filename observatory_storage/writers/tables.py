@@ -7,16 +7,23 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
+from observatory_storage.models.metric import METRIC_TYPES, TEMPORALITIES
 from observatory_storage.models.trace import SPAN_KINDS, STATUSES
 from observatory_storage.writers.kinds import (
     BoolKind,
     ChoiceKind,
     ContentIdKind,
     DecimalKind,
+    FloatArrayKind,
+    FloatKind,
+    Int4Kind,
+    IntArrayKind,
     IntKind,
     JsonKind,
     JsonObjectKind,
     Kind,
+    LinkedSpanIdKind,
+    LinkedTraceIdKind,
     ParentSpanIdKind,
     SpanIdKind,
     TextArrayKind,
@@ -43,6 +50,10 @@ _SPAN_ID: Final = SpanIdKind()
 _PARENT_ID: Final = ParentSpanIdKind()
 _CONTENT_ID: Final = ContentIdKind()
 _STATUS: Final = ChoiceKind(*STATUSES)
+_DOUBLE: Final = FloatKind()
+_INT4: Final = Int4Kind()
+_INTS: Final = IntArrayKind()
+_DOUBLES: Final = FloatArrayKind()
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,4 +230,99 @@ TRACES: Final = WriteTable(
     ),
     key=("id",),
     order=("id",),
+)
+
+METRICS: Final = WriteTable(
+    "metrics",
+    (
+        Column("id", _CONTENT_ID, required=True),
+        Column("project", _INDEXED, required=True),
+        Column("service_name", _TEXT),
+        Column("scope_name", _TEXT),
+        Column("scope_version", _TEXT),
+        Column("name", _INDEXED, required=True),
+        Column("description", _TEXT),
+        Column("unit", _TEXT),
+        Column("metric_type", ChoiceKind(*METRIC_TYPES), required=True),
+        Column("temporality", ChoiceKind(*TEMPORALITIES), default="unspecified"),
+        Column("is_monotonic", _BOOL, default=False),
+    ),
+    key=("id",),
+    order=("id",),
+)
+
+SERIES: Final = WriteTable(
+    "metric_series",
+    (
+        Column("metric_id", _CONTENT_ID, required=True),
+        Column("id", _CONTENT_ID, required=True),
+        Column("project", _INDEXED, required=True),
+        Column("attributes", _OBJECT, default={}),
+        Column("resource_id", _CONTENT_ID),
+    ),
+    key=("metric_id", "id"),
+    order=("metric_id", "id"),
+)
+
+DATA_POINTS: Final = WriteTable(
+    "metric_data_points",
+    (
+        Column("metric_id", _CONTENT_ID, required=True),
+        Column("series_id", _CONTENT_ID, required=True),
+        Column("timestamp", _TIME, required=True),
+        Column("project", _INDEXED, required=True),
+        # What some points have.
+        Column("start_time", _TIME),
+        Column("flags", _INT),
+        Column("value", _DOUBLE),
+        Column("value_int", _INT),
+        Column("count", _INT),
+        Column("sum", _DOUBLE),
+        Column("min", _DOUBLE),
+        Column("max", _DOUBLE),
+        Column("bucket_bounds", _DOUBLES),
+        Column("bucket_counts", _INTS),
+        Column("scale", _INT4),
+        Column("zero_count", _INT),
+        Column("zero_threshold", _DOUBLE),
+        Column("positive_offset", _INT4),
+        Column("positive_counts", _INTS),
+        Column("negative_offset", _INT4),
+        Column("negative_counts", _INTS),
+        Column("quantiles", _JSON),
+        Column("exemplars", _JSON),
+    ),
+    key=("metric_id", "series_id", "timestamp"),
+    order=("timestamp", "metric_id", "series_id"),
+    optional="start_time",
+)
+
+LOGS: Final = WriteTable(
+    "logs",
+    (
+        Column("timestamp", _TIME, required=True),
+        Column("route_id", _CONTENT_ID, required=True),
+        Column("id", _CONTENT_ID, required=True),
+        Column("project", _INDEXED, required=True),
+        Column("resource_id", _CONTENT_ID),
+        Column("trace_id", LinkedTraceIdKind()),
+        Column("span_id", LinkedSpanIdKind()),
+        Column("attributes", _OBJECT, default={}),
+        # What some records have.
+        Column("observed_timestamp", _TIME),
+        Column("severity_number", Int4Kind(0, 24)),
+        Column("severity_text", _TEXT),
+        Column("body", _TEXT),
+        Column("body_json", _JSON),
+        Column("event_name", _TEXT),
+        Column("trace_flags", _INT),
+        Column("service_name", _INDEXED),
+        Column("scope_name", _TEXT),
+        Column("scope_version", _TEXT),
+        Column("scope_attributes", _JSON),
+        Column("dropped_attributes_count", _INT),
+    ),
+    key=("timestamp", "route_id", "id"),
+    order=("timestamp", "route_id", "id"),
+    optional="observed_timestamp",
 )

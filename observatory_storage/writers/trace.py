@@ -2,102 +2,52 @@
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from observatory_storage.errors import RejectedRowError, StorageError, WriteError, describe
 from observatory_storage.identity import resolve_span_id, resolve_trace_id
 from observatory_storage.models import EventRow, SpanRow, Trace, TraceEvent, TraceRow, TraceSpan
-from observatory_storage.writers import background
-from observatory_storage.writers.buffer import BufferStats, RowBuffer
-from observatory_storage.writers.config import WriterConfig
-from observatory_storage.writers.store import BatchStore, Prepared, Stored
+from observatory_storage.writers.buffered import BufferedWriter, CommitStats
+from observatory_storage.writers.trace_store import TraceStore
 
 if TYPE_CHECKING:
     from observatory_storage.llm import LlmSpan
-    from observatory_storage.pool import StoragePool
-
-_log = logging.getLogger(__name__)
 
 _SPAN_COLUMNS = frozenset(TraceSpan.__table__.columns.keys())
 
 
 @dataclass(frozen=True, slots=True)
-class WriteStats:
-    """What a writer has committed since it was made.
+class WriteStats(CommitStats):
+    """What a `TraceWriter` has committed since it was made.
 
     Each span given is counted once: as written (new), as duplicate (stored already, or twice in a batch), as
     replaced (the finished version of an open span) or as rejected. `events_written` are new events,
-    `traces_written` traces given to `write_trace`; `rows_rejected` counts rejected rows of any kind, and
-    `failures` attempts that committed nothing.
+    `traces_written` traces given to `write_trace`. `spans_filled` are spans that got their input or output from
+    log records.
     """
 
     spans_written: int = 0
     spans_duplicate: int = 0
     spans_replaced: int = 0
+    spans_filled: int = 0
     events_written: int = 0
     traces_written: int = 0
-    rows_rejected: int = 0
-    batches_committed: int = 0
-    retries: int = 0
-    failures: int = 0
 
 
-class TraceWriter:
-    """Buffers rows and writes them in batches, each in one transaction, exact under replay.
+class TraceWriter(BufferedWriter[WriteStats]):
+    """Writes traces, spans and events, from application code to committed rows; exact under replay.
 
-    `write_…` returns when the row is in the buffer; it is acknowledged, that is committed, when `flush` or
-    `close` has returned. A background thread writes full and old batches meanwhile. What could not be
-    written stays in the buffer and is tried again; a full buffer makes callers wait. A single row is copied
-    when it is given, not what it refers to; rows that are given together are the writer's from then on, and
-    not to be changed. Rows that cannot be stored are handed to `on_rejected`, from the thread that flushed,
-    or else logged as a warning.
-
-    Safe for threads. In a forked child the writer is empty and uses connections of its own.
+    How it buffers, what it promises and when: `BufferedWriter`.
     """
 
-    def __init__(
-        self,
-        pool: StoragePool,
-        config: WriterConfig | None = None,
-        *,
-        on_rejected: Callable[[RejectedRowError], None] | None = None,
-    ) -> None:
-        self._pool = pool
-        self._config = config or WriterConfig()
-        self._on_rejected = on_rejected
-        self._project = self._config.project or pool.config.project
-        self._batch_size = min(self._config.batch_size, self._config.max_buffered_rows)
-        self._buffer = RowBuffer(self._config.max_buffered_rows, self._config.full_buffer_timeout_seconds)
-        self.start_afresh()
-        background.register(self)
+    _kinds = ("span", "event", "trace")
 
-    def start_afresh(self) -> None:
-        """Forget buffered rows, threads and counts: what a forked child does with its parent's writer."""
-        self._buffer.reset()
-        self._store = BatchStore(self._pool, self._config, self._project, self._pool.config.retry)
-        self._stats = WriteStats()
-        self._closed = False
-        self._rejected: deque[RejectedRowError] = deque()
-        self._flushing = threading.Lock()
-        self._flusher: int | None = None
-        self._starting = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._ahead: Prepared | None = None
+    def _make_store(self) -> TraceStore:
+        return TraceStore(self._pool, self._config, self._project, self._pool.config.retry)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _no_stats(self) -> WriteStats:
+        return WriteStats()
 
     def write_trace(self, trace: TraceRow | Mapping[str, object] | Trace) -> None:
         """Give a trace its own status and attributes.
@@ -145,176 +95,3 @@ class TraceWriter:
         stored["project"] = row.get("project") or self._project
         self._put("span", [row])
         return TraceSpan(**stored)
-
-    def flush(self) -> None:
-        """Write all that was buffered before the call; returns after the COMMIT.
-
-        Raises WriteError if something did not commit: it stays in the buffer, and the next flush tries again.
-        Cannot be called while the same thread is flushing, as from a signal handler: that raises WriteError.
-        """
-        with self._exclusively():
-            left = len(self._buffer)
-            while left > 0:
-                left -= self._write_batch()
-        self._hand_over()
-
-    def close(self) -> None:
-        """Flush and stop. Raises WriteError as `flush` does; the writer is then still open and holds the rows."""
-        if self._closed:
-            return
-        self.flush()
-        self._buffer.close()
-        try:
-            # A row that another thread put in meanwhile is not left behind.
-            self.flush()
-            if self._thread is not None and self._thread is not threading.current_thread():
-                self._thread.join()
-        except BaseException:
-            self._buffer.close(False)
-            self._thread = None
-            raise
-        self._closed = True
-        background.unregister(self)
-
-    def abandon(self) -> int:
-        """Give up what is not committed, for a server that will not come back; return the number of rows lost.
-
-        Closes the writer without a word: what is to be said of the loss is the caller's to say.
-        """
-        lost = len(self._buffer)
-        self._buffer.close()
-        self._closed = True
-        background.unregister(self)
-        return lost
-
-    def buffer_stats(self) -> BufferStats:
-        """Return what waits to be written."""
-        return self._buffer.stats()
-
-    def write_stats(self) -> WriteStats:
-        """Return what has been committed so far."""
-        return self._stats
-
-    def _put(self, kind: str, rows: Iterable[object], *, copy: bool = False) -> None:
-        if self._closed:
-            raise WriteError("the writer is closed; make a new one")
-        self._ensure_thread()
-        self._buffer.put(kind, rows, copy=copy)
-
-    def _ensure_thread(self) -> None:
-        if self._thread is None:
-            with self._starting:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="observatory-writer", daemon=True)
-                    self._thread.start()
-
-    def _run(self) -> None:
-        thread = threading.current_thread()
-        pause = 0.0
-        try:
-            # From Python 3.12 on a pool cannot start its threads at interpreter exit, when rows may be left.
-            self._pool.open()
-        except StorageError as error:
-            _log.warning("%s", error)
-        # Where `close` failed and the writer went on, another thread has taken over.
-        while not self._buffer.wait_closed(pause) and self._thread is thread:
-            if not self._buffer.wait_for_batch(self._batch_size, self._config.flush_interval_seconds):
-                return
-            if self._thread is not thread:
-                return
-            try:
-                with self._exclusively():
-                    self._write_batch()
-                self._hand_over()
-                pause = 0.0
-            except Exception as error:  # noqa: BLE001 - this thread must live: a flush or a full buffer tells the caller
-                if self._closed:
-                    return
-                _log.warning("%s", error if isinstance(error, StorageError) else repr(error))
-                pause = min(max(0.1, pause * 2), 10.0)
-
-    @contextmanager
-    def _exclusively(self) -> Iterator[None]:
-        if self._flusher == threading.get_ident():
-            raise WriteError(
-                "this thread is flushing already, and a signal handler or finalizer asked for another flush",
-                unwritten=len(self._buffer),
-            )
-        with self._flushing:
-            self._flusher = threading.get_ident()
-            try:
-                yield
-            finally:
-                self._flusher = None
-
-    def _write_batch(self) -> int:
-        """Write one batch and return its rows."""
-        number = min(len(self._buffer), self._batch_size)
-        if not number:
-            return 0
-        stored = Stored()
-        ahead: list[Prepared] = []
-        try:
-            prepared, self._ahead = self._ahead or self._prepare(), None
-            number = prepared.rows
-            self._store.store(prepared, stored, lambda: self._prepare_ahead(number, ahead))
-        except Exception as error:
-            self._stats = replace(self._stats, failures=self._stats.failures + 1)
-            reason = describe(error) if isinstance(error, StorageError) else repr(error)
-            self._buffer.last_error = reason
-            waiting = len(self._buffer)
-            raise WriteError(
-                f"a batch of {number} rows was not committed: {reason}; {waiting} rows are held and will be "
-                "tried again",
-                unwritten=waiting,
-                sqlstate=error.sqlstate if isinstance(error, StorageError) else None,
-            ) from error
-        finally:
-            self._account(stored)
-        self._buffer.drop(number)
-        # Only now are these the oldest rows: an interrupt before leaves nothing prepared.
-        self._ahead = ahead[0] if ahead else None
-        self._buffer.last_error = None
-        return number
-
-    def _prepare(self, skip: int = 0) -> Prepared:
-        rows = self._buffer.peek(self._batch_size, skip)
-        return self._store.prepare(rows["span"], rows["event"], rows["trace"])
-
-    def _prepare_ahead(self, number: int, ahead: list[Prepared]) -> None:
-        """Prepare the batch behind the first `number` rows, if it is full: others would be joined by rows to come."""
-        if not ahead and len(self._buffer) >= number + self._batch_size:
-            # What is wrong with those rows is no fault of the batch that is being written.
-            with suppress(Exception):
-                ahead.append(self._prepare(number))
-
-    def _account(self, stored: Stored) -> None:
-        old, new = self._stats, stored.outcome
-        self._stats = WriteStats(
-            spans_written=old.spans_written + new.spans_written,
-            spans_duplicate=old.spans_duplicate + new.spans_duplicate,
-            spans_replaced=old.spans_replaced + new.spans_replaced,
-            events_written=old.events_written + new.events_written,
-            traces_written=old.traces_written + new.traces_written,
-            rows_rejected=old.rows_rejected + len(stored.rejected),
-            batches_committed=old.batches_committed + stored.batches,
-            retries=old.retries + stored.retries,
-            failures=old.failures,
-        )
-        self._rejected.extend(stored.rejected)
-        if stored.rejected and self._on_rejected is None:
-            self._rejected.clear()
-            _log.warning("%d rows rejected; the first one: %s", len(stored.rejected), stored.rejected[0].reason)
-
-    def _hand_over(self) -> None:
-        """Hand rejected rows to the caller, outside of all locks, each once."""
-        while self._rejected and self._on_rejected is not None:
-            try:
-                error = self._rejected.popleft()
-            except IndexError:  # another thread had the last one
-                return
-            try:
-                self._on_rejected(error)
-            except Exception:  # noqa: BLE001 - see below
-                # The caller's code: its failure must not undo a committed batch.
-                _log.exception("on_rejected failed for a rejected row: %s", error.reason)

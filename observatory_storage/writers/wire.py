@@ -41,6 +41,16 @@ def int8_element(value: int) -> bytes:
     return _INT8(8, value)
 
 
+def int4_element(value: int) -> bytes:
+    """Encode an integer with its length."""
+    return _INT4(4, value)
+
+
+def float8_element(value: float) -> bytes:
+    """Encode a double with its length."""
+    return _FLOAT8(8, value)
+
+
 def bool_element(value: bool) -> bytes:
     """Encode a boolean with its length."""
     return _TRUE if value else _FALSE
@@ -74,6 +84,8 @@ def text_array_literal(values: Sequence[str]) -> str:
     return "{" + ",".join(quoted) + "}"
 
 
+_INT4: Final = struct.Struct("!ii").pack
+_FLOAT8: Final = struct.Struct("!id").pack
 _INT8: Final = struct.Struct("!iq").pack
 _TRUE: Final = _LENGTH(1) + b"\x01"
 _FALSE: Final = _LENGTH(1) + b"\x00"

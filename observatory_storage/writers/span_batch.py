@@ -1,15 +1,17 @@
-"""What one transaction writes: rows folded, ordered and converted."""
+"""What one transaction writes of traces: spans with their events, and events by themselves."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Self
 
 from observatory_storage.identity import content_id
 from observatory_storage.models.rows import EventRow, SpanRow
 from observatory_storage.text import repair_json
 from observatory_storage.writers.convert import (
+    PROJECT_SHAPE,
+    RESOURCE_SHAPE,
     GivenRow,
     Rejections,
     WireRow,
@@ -18,15 +20,11 @@ from observatory_storage.writers.convert import (
     gather,
     known_rows,
     unknown_keys,
+    well_formed,
 )
-from observatory_storage.writers.kinds import JsonKind
-from observatory_storage.writers.tables import EVENTS, RESOURCES, SPANS
+from observatory_storage.writers.keyed_batch import KeyedBatch
+from observatory_storage.writers.tables import EVENTS, SPANS
 
-# Rows converted before they are sent: the server works on one chunk while the next is converted.
-CHUNK_ROWS: Final = 64
-# A batch starts with few, because their size is not known before they are converted.
-_FIRST_CHUNK_ROWS: Final = 8
-_CHUNK_BYTES: Final = 4 * 1024 * 1024
 # Indexes of events that were written by themselves, without a place in their span, start here.
 LOOSE_EVENTS: Final = 2**62
 UNIX_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -38,26 +36,18 @@ _TAKEN: Final = (*SPANS.key, "end_time", "project", "resource_id", "resource", "
 _DURATION: Final = SPANS.columns[SPANS.index["duration_us"]]
 
 
-class SpanBatch:
-    """The spans of a batch with their events and resources, in the order in which every writer writes.
+class SpanBatch(KeyedBatch):
+    """The spans of a batch with their events and resources.
 
     Duplicates within the batch are folded: of two spans with one key the first stays, unless it has no end
-    and the other has. Rows that cannot be stored go to `rejections`, each once. Only keys are converted at
-    once; the rest is converted a chunk at a time, whenever it is sent, and not kept: a batch in wire form
-    would take as much memory as the rows themselves, and memory that is touched anew costs more than the
-    conversion.
+    and the other has.
     """
 
+    table = SPANS
+
     def __init__(self, rejections: Rejections) -> None:
-        self.rejections = rejections
-        self.resources: dict[bytes, WireRow] = {}
-        self.folded = 0
-        self.layout = SPANS.full
-        # Parallel lists, in writing order.
-        self._given: list[GivenRow] = []
-        self._keys: dict[str, list[Any]] = {name: [] for name in (*SPANS.key, "end_time", "project", "resource_id")}
-        self._kept: dict[int, dict[str, Any]] = {}
-        self._rejected: set[int] = set()
+        super().__init__(rejections)
+        self._keys.update({name: [] for name in (*SPANS.key, "end_time")})
         self._events: list[WireRow] | None = None
         self._has_events = False
 
@@ -67,9 +57,6 @@ class SpanBatch:
         batch = cls(rejections)
         batch._take(rows, project)
         return batch
-
-    def __len__(self) -> int:
-        return len(self._given) - len(self._rejected)
 
     @property
     def projects(self) -> dict[bytes, str]:
@@ -85,20 +72,6 @@ class SpanBatch:
     def has_events(self) -> bool:
         """Tell whether any span of the batch has events."""
         return self._has_events
-
-    def chunks(self) -> Iterator[list[WireRow]]:
-        """Convert and yield the rows a chunk at a time, without rejected ones."""
-        wide = [place for place, column in enumerate(self.layout.columns) if isinstance(column.kind, JsonKind)]
-        first, size = 0, _FIRST_CHUNK_ROWS
-        while first < len(self._given):
-            last = min(first + size, len(self._given))
-            rows = self._convert(range(first, last))
-            yield rows
-            first, size = last, _next_size(size, rows, wide)
-
-    def rows(self, places: Sequence[int]) -> list[WireRow]:
-        """Convert and return the rows at some places."""
-        return self._convert(places)
 
     def events(self) -> list[WireRow]:
         """Return the events of all spans of the batch, converted, in writing order."""
@@ -116,42 +89,18 @@ class SpanBatch:
             if ends[place] is not None and place not in self._rejected
         }
 
-    def select(self, wanted: Callable[[int], bool]) -> SpanBatch:
+    def select(self, wanted: Callable[[int], bool]) -> Self:
         """Return a batch of the rows at the wanted places."""
-        places = [place for place in range(len(self._given)) if place not in self._rejected and wanted(place)]
-        part = SpanBatch(self.rejections)
-        used = {self._keys["resource_id"][place] for place in places}
-        part.resources = {key: row for key, row in self.resources.items() if key in used}
-        part.layout = self.layout
-        part._given = [self._given[place] for place in places]
-        part._keys = {name: [column[place] for place in places] for name, column in self._keys.items()}
+        part = super().select(wanted)
         part._has_events = self._has_events
-        part._kept = {at: self._kept[place] for at, place in enumerate(places) if place in self._kept}
         return part
 
-    def halves(self) -> tuple[SpanBatch, SpanBatch]:
-        """Return two batches, each with half of the rows."""
-        middle = len(self._given) // 2
-        return self.select(lambda place: place < middle), self.select(lambda place: place >= middle)
-
-    def without_events(self) -> SpanBatch:
+    def without_events(self) -> Self:
         """Return the same spans without their events."""
         part = self.select(lambda place: True)
         part._given = [{**row, "events": ()} for row in part._given]
         part._has_events = False
         return part
-
-    def without_resources(self) -> SpanBatch:
-        """Return the same spans without their resources."""
-        part = self.select(lambda place: True)
-        part._keys["resource_id"] = [None] * len(part._given)
-        part.resources = {}
-        return part
-
-    def given_resources(self) -> list[GivenRow]:
-        """Return the resources as they were given, each once."""
-        found = {id(row["resource"]): row["resource"] for row in self._given if row.get("resource") is not None}
-        return list(found.values())
 
     def given_events(self) -> list[GivenRow]:
         """Return the events of all spans as rows that can be written by themselves."""
@@ -163,7 +112,7 @@ class SpanBatch:
                 rows.append({**given, **span, "event_index": index, "project": project})
         return rows
 
-    def without_traces(self, reasons: Mapping[bytes, str]) -> SpanBatch:
+    def without_traces(self, reasons: Mapping[bytes, str]) -> Self:
         """Reject the spans of some traces, with the reason of each; return the batch of the others."""
         trace_ids = self._keys["trace_id"]
         for place, key in enumerate(trace_ids):
@@ -171,20 +120,10 @@ class SpanBatch:
                 self._reject(place, reasons[key])
         return self.select(lambda place: True)
 
-    def reject_all(self, reason: str, sqlstate: str | None) -> None:
-        """Reject every row of the batch."""
-        for place in range(len(self._given)):
-            if place not in self._rejected:
-                self._reject(place, reason, sqlstate)
-
-    def _reject(self, place: int, reason: str, sqlstate: str | None = None) -> None:
-        self._rejected.add(place)
-        self.rejections.add(self._given[place], reason, sqlstate)
-
     def _take(self, rows: Sequence[GivenRow], project: str) -> None:
         known, present = known_rows(rows, _SPAN_KEYS, self.rejections)
         raw = gather(known, _TAKEN)
-        fit = _well_formed(known, raw, self.rejections)
+        fit = well_formed(known, raw, _SHAPES, self.rejections)
         if len(fit) < len(known):
             known, raw = fit, gather(fit, _TAKEN)
         self._has_events = any(raw.pop("events"))
@@ -205,7 +144,7 @@ class SpanBatch:
         self._keys = {name: [column[place] for place in places] for name, column in keys.items()}
         if kept:
             self._kept = {at: kept[place] for at, place in enumerate(places) if place in kept}
-        self._keys["resource_id"] = self._resolve_resources(_at(resource_ids, places), _at(resources, places))
+        self._resolve_resources([resource_ids[place] for place in places], [resources[place] for place in places])
 
     def _fold(self, keys: Mapping[str, list[Any]], failed: Mapping[int, str]) -> list[int]:
         """Return the places of the rows to write, in writing order, one for each key."""
@@ -219,59 +158,19 @@ class SpanBatch:
                 continue
             first = best.setdefault(key, place)
             if first != place:
-                self.folded += 1
+                self.rejections.counts["spans_duplicate"] += 1
                 if ends[first] is None and ends[place] is not None:
                     best[key] = place
         return [best[key] for key in sorted(best)]
 
-    def _resolve_resources(self, ids: list[Any], given: list[Any]) -> list[Any]:
-        if given.count(None) < len(given):
-            # Decoders share one object among all spans of a resource.
-            keys = list(zip(map(id, given), self._keys["project"], strict=True))
-            resolved = {
-                key: None if resource is None else self._resolve_resource(resource, key[1])
-                for key, resource in dict(zip(keys, given, strict=True)).items()
-            }
-            ids = [
-                own if resource is None else resolved[key] for own, resource, key in zip(ids, given, keys, strict=True)
-            ]
-        failed: dict[int, str] = {}
-        converted = convert_column(SPANS.columns[SPANS.index["resource_id"]], ids, failed, {})
-        for place, reason in failed.items():
-            self._reject(place, reason)
-        return converted
-
-    def _resolve_resource(self, resource: Mapping[str, Any], project: str) -> bytes | None:
-        row = dict(resource)
-        try:
-            row["attributes"] = repair_json(resource.get("attributes") or {})
-            named = [repair_json(resource.get(name) or None) for name in ("service_name", "schema_url")]
-            key = content_id("resource", project, *named, row["attributes"])
-        except RecursionError:
-            self.rejections.add_once(resource, "attributes is nested too deeply to be stored as JSON")
-            return None
-        if key not in self.resources:
-            row |= {"id": key, "project": project}
-            converted = self.rejections.sift([row], lambda failed: convert_rows(RESOURCES.full, [row], failed))
-            if not converted:
-                return None
-            self.resources[key] = converted[0]
-        return key
-
-    def _convert(self, places: Sequence[int]) -> list[WireRow]:
-        if self._rejected:
-            places = [place for place in places if place not in self._rejected]
-        given = _at(self._given, places)
-        ready = {name: _at(column, places) for name, column in self._keys.items()}
-        kept = {at: dict(self._kept[place]) for at, place in enumerate(places) if place in self._kept}
-        ready.update(computed_columns(given, ready["start_time"], ready["end_time"], kept))
-        failed: dict[int, str] = {}
-        rows = convert_rows(self.layout, given, failed, ready=ready, kept=kept)
-        if not failed:
-            return rows
-        for at, reason in failed.items():
-            self._reject(places[at], reason)
-        return [row for at, row in enumerate(rows) if at not in failed]
+    def _computed(
+        self,
+        rows: Sequence[GivenRow],
+        ready: Mapping[str, list[Any]],
+        failed: dict[int, str],
+        kept: dict[int, dict[str, Any]],
+    ) -> Mapping[str, list[Any]]:
+        return computed_columns(rows, ready["start_time"], ready["end_time"], kept)
 
     def _convert_events(self) -> list[WireRow]:
         if not self._has_events:
@@ -313,12 +212,6 @@ def span_key(row: Sequence[Any]) -> bytes:
     return b"%b%b%b" % (row[0], row[1], row[2].to_bytes(8, signed=True))
 
 
-def _at(values: list[Any], places: Sequence[int]) -> list[Any]:
-    if isinstance(places, range):
-        return values[places.start : places.stop]
-    return [values[place] for place in places]
-
-
 def computed_columns(
     rows: Sequence[GivenRow], starts: Sequence[Any], ends: Sequence[Any], kept: dict[int, dict[str, Any]]
 ) -> dict[str, list[Any]]:
@@ -341,6 +234,16 @@ def computed_columns(
         )
     ]
     return {"duration_us": convert_column(_DURATION, durations, {}, kept), **tokens}
+
+
+def time_columns(
+    rows: Sequence[GivenRow], failed: dict[int, str], kept: dict[int, dict[str, Any]]
+) -> dict[str, list[Any]]:
+    """Return start and end, converted."""
+    return {
+        name: convert_column(SPANS.columns[SPANS.index[name]], [row.get(name) for row in rows], failed, kept)
+        for name in ("start_time", "end_time")
+    }
 
 
 class LooseEvents:
@@ -412,47 +315,11 @@ def _content_index(row: GivenRow) -> int:
     return LOOSE_EVENTS + int.from_bytes(content[:8]) % LOOSE_EVENTS
 
 
-def _well_formed(
-    rows: Sequence[GivenRow], given: Mapping[str, list[Any]], rejections: Rejections
-) -> Sequence[GivenRow]:
-    """Reject spans whose events, resource or project are not of the shape that these have."""
-    reasons: dict[int, str] = {}
-    for name, fits, shape in _SHAPES:
-        values = given[name]
-        if values.count(None) == len(values):
-            continue
-        # Most spans share these: each object is looked at once.
-        objects = dict(zip(map(id, values), values, strict=True))
-        bad = {key for key, value in objects.items() if value is not None and not fits(value)}
-        for place, value in enumerate(values) if bad else ():
-            if id(value) in bad:
-                reasons.setdefault(place, f"{name} is of another shape; it must be {shape}")
-    for place, reason in reasons.items():
-        rejections.add(rows[place], reason)
-    return [row for place, row in enumerate(rows) if place not in reasons] if reasons else rows
-
-
-def _is_resource(value: Any) -> bool:
-    return isinstance(value, Mapping) and isinstance(value.get("attributes") or {}, Mapping)
-
-
 def _is_list_of_mappings(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(item, Mapping) for item in value)
 
 
-_SHAPES: Final[tuple[tuple[str, Callable[[Any], bool], str], ...]] = (
-    ("project", lambda value: isinstance(value, str), "text"),
-    ("resource", _is_resource, "a mapping, and so its attributes"),
-    ("events", _is_list_of_mappings, "a list of mappings"),
-)
-
-
-def _next_size(size: int, rows: Sequence[WireRow], wide: Sequence[int]) -> int:
-    """Return the number of rows of the next chunk: fewer where rows are large, so that memory stays bounded."""
-    written = sum(len(row[place]) for place in wide for row in rows if row[place] is not None)
-    if written > _CHUNK_BYTES:
-        return max(1, size * _CHUNK_BYTES // written)
-    return min(size * 4, CHUNK_ROWS)
+_SHAPES: Final = (PROJECT_SHAPE, RESOURCE_SHAPE, ("events", _is_list_of_mappings, "a list of mappings"))
 
 
 def _start_of(row: GivenRow) -> Any:

@@ -6,7 +6,8 @@
    merge through a temporary table. Or one INSERT. Events of the spans that were new follow.
 4. One additive upsert of the summaries, in id order: this is the lock on each trace.
 5. Only now, in new statements whose snapshot is younger than the wait for that lock: finished versions
-   replace open ones, and the traces of those, alone, are computed anew.
+   replace open ones, and the traces of those, alone, are computed anew; and model calls without content get
+   what was logged for them.
 6. COMMIT, by the caller.
 
 Why so and not otherwise: `docs/decisions/write-protocol.md`.
@@ -15,16 +16,20 @@ Why so and not otherwise: `docs/decisions/write-protocol.md`.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
+from sqlalchemy import Table
 
 from observatory_storage.errors import is_duplicate
+from observatory_storage.models import TraceEvent, TraceSpan
+from observatory_storage.models.base import table_of
 from observatory_storage.writers import sql, wire
-from observatory_storage.writers.batch import LOOSE_EVENTS, LooseEvents, SpanBatch, span_key
-from observatory_storage.writers.convert import WireRow
+from observatory_storage.writers.content import MODEL_CALLS, SpanKey, fill_spans
+from observatory_storage.writers.convert import Rejections, WireRow
+from observatory_storage.writers.resources import write_resources
 from observatory_storage.writers.rows import (
     Connection,
     copy_rows,
@@ -33,39 +38,21 @@ from observatory_storage.writers.rows import (
     merge_rows,
     query,
 )
-from observatory_storage.writers.summary import OwnTrace, TraceDeltas
-from observatory_storage.writers.tables import EVENTS, RESOURCES, SPANS, TRACES
+from observatory_storage.writers.span_batch import LOOSE_EVENTS, LooseEvents, SpanBatch, span_key
+from observatory_storage.writers.store import ForeignTraceError, Outcome, Terms
+from observatory_storage.writers.tables import EVENTS, SPANS, TRACES, Layout
+from observatory_storage.writers.trace_summary import OwnTrace, TraceDeltas
 
 _KEY_WIDTH: Final = len(SPANS.key)
 _START: Final = SPANS.index["start_time"]
 _PROJECT: Final = SPANS.index["project"]
 _EVENT_PROJECT: Final = EVENTS.index["project"]
-
-
-class ForeignTraceError(Exception):
-    """Some traces of the batch belong to another project: `projects` says to which."""
-
-    def __init__(self, projects: Mapping[bytes, str]) -> None:
-        super().__init__(f"{len(projects)} traces belong to another project")
-        self.projects = projects
+_EVENT_SPAN_START: Final = EVENTS.index["span_start_time"]
 
 
 @dataclass(slots=True)
-class Outcome:
-    """What a committed batch changed."""
-
-    spans_written: int = 0
-    spans_duplicate: int = 0
-    spans_replaced: int = 0
-    events_written: int = 0
-    traces_written: int = 0
-    resources: list[bytes] = field(default_factory=list)
-    met_duplicates: bool = False
-
-
-@dataclass(slots=True)
-class Batch:
-    """All that one transaction writes."""
+class TraceBatch:
+    """Spans with their events and resources, events by themselves, and what traces say of themselves."""
 
     spans: SpanBatch
     events: LooseEvents
@@ -74,37 +61,38 @@ class Batch:
     def __len__(self) -> int:
         return len(self.spans) + len(self.events) + len(self.traces)
 
+    @property
+    def size(self) -> int:
+        """The rows by whose number COPY or INSERT is chosen."""
+        return len(self.spans) + len(self.events)
 
-class BatchTransaction:
-    """Writes one batch on a connection; the caller commits, or rolls back where anything is raised.
+    @property
+    def rejections(self) -> Rejections:
+        """The rows that cannot be stored."""
+        return self.spans.rejections
 
-    `by_copy` chooses the path; `expect_duplicates` skips the optimistic COPY that a replay would fail.
-    `known_resources` are ids that are committed and need not be sent again. `meanwhile` is called once all
-    spans are sent, while the server still stores them.
-    """
+    def times(self) -> Iterator[tuple[Table, list[int]]]:
+        """Yield the partitioned tables with the times of their rows; an event lies where its span does."""
+        spans = self.spans.start_times
+        events = [event[_EVENT_SPAN_START] for event in self.events.rows]
+        yield table_of(TraceSpan), spans
+        yield table_of(TraceEvent), [*(spans if self.spans.has_events else ()), *events]
 
-    def __init__(
-        self,
-        connection: Connection,
-        *,
-        by_copy: bool,
-        expect_duplicates: bool,
-        known_resources: Collection[bytes],
-        lock_timeout_seconds: float,
-        meanwhile: Callable[[], None] | None = None,
-    ) -> None:
+
+class TraceTransaction:
+    """Writes one batch on a connection; the caller commits, or rolls back where anything is raised."""
+
+    def __init__(self, connection: Connection, terms: Terms) -> None:
         self._connection = connection
-        self._by_copy = by_copy
-        self._expect_duplicates = expect_duplicates
-        self._known_resources = known_resources
-        self._lock_timeout_ms = max(1, int(lock_timeout_seconds * 1000))
-        self._meanwhile = meanwhile
+        self._terms = terms
+        self._by_copy = terms.by_copy
         self._outcome = Outcome()
+        self._lacking: list[SpanKey] = []
 
-    def write(self, batch: Batch) -> Outcome:
+    def write(self, batch: TraceBatch) -> Outcome:
         """Run the protocol up to, and without, the COMMIT."""
-        self._connection.execute(sql.BEGIN_BATCH.format(lock_timeout_ms=self._lock_timeout_ms).encode())
-        self._write_resources(batch.spans.resources)
+        self._connection.execute(sql.BEGIN_BATCH.format(lock_timeout_ms=self._terms.lock_timeout_ms).encode())
+        self._outcome.known += write_resources(self._connection, batch.spans.resources, self._terms.known)
         deltas = TraceDeltas()
         candidates = self._write_spans(batch.spans, deltas)
         self._write_loose_events(batch.events.rows)
@@ -115,35 +103,34 @@ class BatchTransaction:
         self._upsert_traces(deltas.rows(batch.traces, locked))
         if candidates:
             self._replace(batch.spans, candidates)
-        self._outcome.traces_written = len(batch.traces)
+        self._outcome.counts["spans_filled"] = fill_spans(self._connection, self._lacking)
+        self._outcome.counts["traces_written"] = len(batch.traces)
         return self._outcome
-
-    def _write_resources(self, resources: Mapping[bytes, WireRow]) -> None:
-        new = sorted(key for key in resources if key not in self._known_resources)
-        if new:
-            insert_rows(self._connection, RESOURCES, RESOURCES.full, [[resources[key] for key in new]])
-            self._outcome.resources = new
 
     def _write_spans(self, spans: SpanBatch, deltas: TraceDeltas) -> dict[bytes, int]:
         """Insert what is new; return the places of rows that may replace an open version, by key."""
         if not len(spans):
             return {}
-        if self._by_copy and not self._expect_duplicates and self._copy_all(spans, deltas):
+        if self._by_copy and not self._terms.expect_duplicates and self._copy_all(spans, deltas):
             self._copy_events(spans.events())
             return {}
         self._refuse_foreign(spans.projects)
         insert = merge_rows if self._by_copy else insert_rows
         new = insert(self._connection, SPANS, spans.layout, self._summed(spans, deltas))
-        self._outcome.spans_written = len(new)
-        self._outcome.spans_duplicate = len(spans) - len(new)
+        self._outcome.counts["spans_written"] = len(new)
+        self._outcome.counts["spans_duplicate"] = len(spans) - len(new)
         self._outcome.met_duplicates = len(new) < len(spans)
         if not self._outcome.met_duplicates:
             self._copy_events(spans.events())
             return {}
         deltas.clear()
+        self._lacking.clear()
         if new:
+            lacks_content = _lacks_content(spans.layout)
             for chunk in spans.chunks():
-                deltas.add(row for row in chunk if span_key(row) in new)
+                rows = [row for row in chunk if span_key(row) in new]
+                deltas.add(rows)
+                self._lacking += lacks_content(rows)
             self._copy_events([event for event in spans.events() if span_key(event) in new])
         finished = {key: place for key, place in spans.finished().items() if key not in new}
         return self._open_among(finished, spans.start_times)
@@ -152,32 +139,37 @@ class BatchTransaction:
         """COPY straight into the table; false where a duplicate is met, with nothing written."""
         try:
             with self._connection.transaction():
-                self._outcome.spans_written = copy_rows(
+                self._outcome.counts["spans_written"] = copy_rows(
                     self._connection, SPANS.name, spans.layout, self._summed(spans, deltas)
                 )
         except psycopg.Error as error:
             if not is_duplicate(error):
                 raise
             deltas.clear()
-            self._outcome.spans_written = 0
+            self._lacking.clear()
+            self._outcome.counts["spans_written"] = 0
             return False
         return True
 
     def _summed(self, spans: SpanBatch, deltas: TraceDeltas) -> Iterator[Sequence[WireRow]]:
         """Yield the spans' chunks, each added to the deltas while the server works on it."""
+        lacks_content = _lacks_content(spans.layout)
         for chunk in spans.chunks():
             yield chunk
             deltas.add(chunk)
-        if self._meanwhile is not None and self._by_copy:
+            self._lacking += lacks_content(chunk)
+        if self._terms.meanwhile is not None and self._by_copy:
             # What was sent keeps the server busy for a while yet.
             self._connection.pgconn.flush()
-            self._meanwhile()
+            self._terms.meanwhile()
 
     def _copy_events(self, events: Sequence[WireRow]) -> None:
         if self._by_copy and events:
             try:
                 with self._connection.transaction():
-                    self._outcome.events_written += copy_rows(self._connection, EVENTS.name, EVENTS.full, [events])
+                    self._outcome.counts["events_written"] += copy_rows(
+                        self._connection, EVENTS.name, EVENTS.full, [events]
+                    )
                 return
             except psycopg.Error as error:
                 if not is_duplicate(error):
@@ -187,13 +179,13 @@ class BatchTransaction:
     def _write_loose_events(self, events: Sequence[WireRow]) -> None:
         # The only merge of events in a transaction: its temporary table is made once.
         if self._by_copy and events:
-            self._outcome.events_written += len(merge_rows(self._connection, EVENTS, EVENTS.full, [events]))
+            self._outcome.counts["events_written"] += len(merge_rows(self._connection, EVENTS, EVENTS.full, [events]))
         else:
             self._insert_events(events)
 
     def _insert_events(self, events: Sequence[WireRow]) -> None:
         if events:
-            self._outcome.events_written += len(insert_rows(self._connection, EVENTS, EVENTS.full, [events]))
+            self._outcome.counts["events_written"] += len(insert_rows(self._connection, EVENTS, EVENTS.full, [events]))
 
     def _refuse_foreign(self, projects: Mapping[bytes, str]) -> None:
         found = query(self._connection, sql.FOREIGN_TRACES, _pairs(projects))
@@ -231,8 +223,25 @@ class BatchTransaction:
         self._insert_events([event for event in spans.events() if span_key(event) in taken])
         trace_ids = _uuids(sorted({row[0] for row in replaced}))
         query(self._connection, sql.RECOMPUTE_TRACES, [dt.datetime.now(dt.UTC), trace_ids, trace_ids])
-        self._outcome.spans_replaced = len(replaced)
-        self._outcome.spans_duplicate -= len(replaced)
+        self._lacking += _lacks_content(spans.layout)(replaced)
+        self._outcome.counts["spans_replaced"] = len(replaced)
+        self._outcome.counts["spans_duplicate"] -= len(replaced)
+
+
+def _lacks_content(layout: Layout) -> Callable[[Iterable[WireRow]], list[SpanKey]]:
+    """Return what finds the model calls among rows that have no input or no output."""
+    if "operation" not in layout.names:
+        return lambda rows: []
+    operation_at = layout.names.index("operation")
+    content_at = [layout.names.index(name) for name in ("input", "output") if name in layout.names]
+    if len(content_at) < 2:
+        return lambda rows: [(row[0], row[1]) for row in rows if row[operation_at] in MODEL_CALLS]
+    first, second = content_at
+    return lambda rows: [
+        (row[0], row[1])
+        for row in rows
+        if (row[first] is None or row[second] is None) and row[operation_at] in MODEL_CALLS
+    ]
 
 
 def _uuids(keys: Sequence[bytes]) -> wire.BinaryValue:

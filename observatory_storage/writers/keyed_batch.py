@@ -1,0 +1,146 @@
+"""A batch of rows of one table with their resources: folded, ordered, and converted while they are sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Final, Self
+
+from observatory_storage.writers.convert import GivenRow, Rejections, WireRow, convert_rows
+from observatory_storage.writers.kinds import JsonKind
+from observatory_storage.writers.resources import ResourceSet
+from observatory_storage.writers.tables import WriteTable
+
+# Rows converted before they are sent: the server works on one chunk while the next is converted.
+CHUNK_ROWS: Final = 64
+# A batch starts with few, because their size is not known before they are converted.
+_FIRST_CHUNK_ROWS: Final = 8
+_CHUNK_BYTES: Final = 4 * 1024 * 1024
+
+
+class KeyedBatch:
+    """Rows of one table in the order in which every writer writes, each key once.
+
+    Rows that cannot be stored go to `rejections`, each once. Only keys are converted at once; the rest is
+    converted a chunk at a time, whenever it is sent, and not kept: a batch in wire form would take as much
+    memory as the rows themselves, and memory that is touched anew costs more than the conversion.
+    """
+
+    table: ClassVar[WriteTable]
+
+    def __init__(self, rejections: Rejections) -> None:
+        self.rejections = rejections
+        self.resources: dict[bytes, WireRow] = {}
+        self.layout = self.table.full
+        # Parallel lists, in writing order. All keys but these are columns.
+        self._given: list[GivenRow] = []
+        self._keys: dict[str, list[Any]] = {"project": [], "resource_id": []}
+        self._kept: dict[int, dict[str, Any]] = {}
+        self._rejected: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._given) - len(self._rejected)
+
+    def chunks(self) -> Iterator[list[WireRow]]:
+        """Convert and yield the rows a chunk at a time, without rejected ones."""
+        wide = [place for place, column in enumerate(self.layout.columns) if isinstance(column.kind, JsonKind)]
+        first, size = 0, _FIRST_CHUNK_ROWS
+        while first < len(self._given):
+            last = self._chunk_end(min(first + size, len(self._given)))
+            rows = self._convert(range(first, last))
+            yield rows
+            first, size = last, _next_size(size, rows, wide)
+
+    def rows(self, places: Sequence[int]) -> list[WireRow]:
+        """Convert and return the rows at some places."""
+        return self._convert(places)
+
+    def select(self, wanted: Callable[[int], bool]) -> Self:
+        """Return a batch of the rows at the wanted places."""
+        places = [place for place in range(len(self._given)) if place not in self._rejected and wanted(place)]
+        part = type(self)(self.rejections)
+        used = {self._keys["resource_id"][place] for place in places}
+        part.resources = {key: row for key, row in self.resources.items() if key in used}
+        part.layout = self.layout
+        part._given = [self._given[place] for place in places]
+        part._keys = {name: [column[place] for place in places] for name, column in self._keys.items()}
+        part._kept = {at: self._kept[place] for at, place in enumerate(places) if place in self._kept}
+        return part
+
+    def halves(self) -> tuple[Self, Self]:
+        """Return two batches, each with half of the rows."""
+        middle = len(self._given) // 2
+        return self.select(lambda place: place < middle), self.select(lambda place: place >= middle)
+
+    def without_resources(self) -> Self:
+        """Return the same rows without their resources."""
+        part = self.select(lambda place: True)
+        part._keys["resource_id"] = [None] * len(part._given)
+        part.resources = {}
+        return part
+
+    def given_resources(self) -> list[GivenRow]:
+        """Return the resources as they were given, each once."""
+        found = {id(row["resource"]): row["resource"] for row in self._given if row.get("resource") is not None}
+        return list(found.values())
+
+    def reject_all(self, reason: str, sqlstate: str | None) -> None:
+        """Reject every row of the batch."""
+        for place in range(len(self._given)):
+            if place not in self._rejected:
+                self._reject(place, reason, sqlstate)
+
+    def _reject(self, place: int, reason: str, sqlstate: str | None = None) -> None:
+        self._rejected.add(place)
+        self.rejections.add(self._given[place], reason, sqlstate)
+
+    def _chunk_end(self, last: int) -> int:
+        """Return where a chunk that would end here ends."""
+        return last
+
+    def _computed(
+        self,
+        rows: Sequence[GivenRow],
+        ready: Mapping[str, list[Any]],
+        failed: dict[int, str],
+        kept: dict[int, dict[str, Any]],
+    ) -> Mapping[str, list[Any]]:
+        """Return columns that follow from others, converted; reasons and originals as in `convert_column`."""
+        return {}
+
+    def _resolve_resources(self, ids: list[Any], given: list[Any]) -> None:
+        """Take the resources of the rows, in their order."""
+        resources = ResourceSet(self.rejections)
+        failed: dict[int, str] = {}
+        self._keys["resource_id"] = resources.resolve(ids, given, self._keys["project"], failed)
+        self.resources = resources.rows
+        for place, reason in failed.items():
+            self._reject(place, reason)
+
+    def _convert(self, places: Sequence[int]) -> list[WireRow]:
+        if self._rejected:
+            places = [place for place in places if place not in self._rejected]
+        given = _at(self._given, places)
+        ready = {name: _at(column, places) for name, column in self._keys.items()}
+        kept = {at: dict(self._kept[place]) for at, place in enumerate(places) if place in self._kept}
+        failed: dict[int, str] = {}
+        ready.update(self._computed(given, ready, failed, kept))
+        rows = convert_rows(self.layout, given, failed, ready=ready, kept=kept)
+        if not failed:
+            return rows
+        for at, reason in failed.items():
+            self._reject(places[at], reason)
+        return [row for at, row in enumerate(rows) if at not in failed]
+
+
+def _at(values: list[Any], places: Sequence[int]) -> list[Any]:
+    if isinstance(places, range):
+        return values[places.start : places.stop]
+    return [values[place] for place in places]
+
+
+def _next_size(size: int, rows: Sequence[WireRow], wide: Sequence[int]) -> int:
+    """Return the number of rows of the next chunk: fewer where rows are large, so that memory stays bounded."""
+    written = sum(len(row[place]) for place in wide for row in rows if row[place] is not None)
+    if written > _CHUNK_BYTES:
+        return max(1, size * _CHUNK_BYTES // written)
+    return min(size * 4, CHUNK_ROWS)
