@@ -25,9 +25,20 @@ if TYPE_CHECKING:
     )
     from observatory_storage.llm import LlmSpan
     from observatory_storage.pool import StoragePool
-    from observatory_storage.repositories import Page, SpanFilters, TraceDetail, TraceFilters, TraceRepository
+    from observatory_storage.repositories import (
+        LogFilters,
+        LogRepository,
+        MetricFilters,
+        MetricRepository,
+        Page,
+        SpanFilters,
+        TimeSeriesQuery,
+        TraceDetail,
+        TraceFilters,
+        TraceRepository,
+    )
     from observatory_storage.unit_of_work import UnitOfWork
-    from observatory_storage.writers import CopyWriter, TraceWriter, WriteMethod, WriterConfig
+    from observatory_storage.writers import CopyWriter, LogWriter, MetricWriter, TraceWriter, WriteMethod, WriterConfig
 
 __version__ = "0.1.0"
 
@@ -39,6 +50,12 @@ __all__ = [
     "IntegrityError",
     "InvalidFilterError",
     "LlmSpan",
+    "LogFilters",
+    "LogRepository",
+    "LogWriter",
+    "MetricFilters",
+    "MetricRepository",
+    "MetricWriter",
     "NotFoundError",
     "Page",
     "PoolTimeoutError",
@@ -47,6 +64,7 @@ __all__ = [
     "StorageConfig",
     "StorageError",
     "StoragePool",
+    "TimeSeriesQuery",
     "TraceDetail",
     "TraceFilters",
     "TraceRepository",
@@ -67,6 +85,12 @@ _HOMES: Final = {
     "IntegrityError": "errors",
     "InvalidFilterError": "errors",
     "LlmSpan": "llm",
+    "LogFilters": "repositories",
+    "LogRepository": "repositories",
+    "LogWriter": "writers",
+    "MetricFilters": "repositories",
+    "MetricRepository": "repositories",
+    "MetricWriter": "writers",
     "NotFoundError": "errors",
     "Page": "repositories",
     "PoolTimeoutError": "errors",
@@ -75,6 +99,7 @@ _HOMES: Final = {
     "StorageConfig": "config",
     "StorageError": "errors",
     "StoragePool": "pool",
+    "TimeSeriesQuery": "repositories",
     "TraceDetail": "repositories",
     "TraceFilters": "repositories",
     "TraceRepository": "repositories",

@@ -10,6 +10,8 @@ from typing import Self
 from sqlalchemy.orm import Session, sessionmaker
 
 from observatory_storage.errors import StorageError, translate_errors
+from observatory_storage.repositories.log import LogRepository
+from observatory_storage.repositories.metric import MetricRepository
 from observatory_storage.repositories.trace import TraceRepository
 
 
@@ -22,6 +24,8 @@ class UnitOfWork:
 
     session: Session
     traces: TraceRepository
+    metrics: MetricRepository
+    logs: LogRepository
 
     def __init__(self, session_factory: sessionmaker[Session]) -> None:
         self._session_factory = session_factory
@@ -37,6 +41,8 @@ class UnitOfWork:
         self.session = self._session_factory()
         self._stack.callback(self._close)
         self.traces = TraceRepository(self.session)
+        self.metrics = MetricRepository(self.session)
+        self.logs = LogRepository(self.session)
         return self
 
     def __exit__(

@@ -26,7 +26,9 @@ from observatory_storage.repositories import trace_statements as statements
 from observatory_storage.repositories.cursor import SpanCursor, TraceCursor
 from observatory_storage.repositories.results import TraceTimes
 from observatory_storage.writers import sql as writers_sql
-from observatory_storage.writers.tables import EVENTS, SPANS
+from observatory_storage.writers.tables import DATA_POINTS, EVENTS, LOGS, SPANS
+from tests.log_statements import LOG_EXAMPLES, LOG_MODULES
+from tests.metric_statements import METRIC_EXAMPLES, METRIC_MODULES, METRIC_ROWS
 from tests.prepared import (
     Prepared,
     compiled,
@@ -94,6 +96,8 @@ EXAMPLES: list[tuple[str, Select[*tuple[Any, ...]] | Delete]] = [
     ("delete_events", deletion.delete_events([KEY], TIMES)),
     ("delete_spans", deletion.delete_spans([KEY], NO_TIMES)),
     ("delete_traces", deletion.delete_traces([KEY])),
+    *LOG_EXAMPLES,
+    *METRIC_EXAMPLES,
 ]
 
 # The types of the columns that hand-written SQL returns, as its callers take them, by the variable or the
@@ -110,12 +114,27 @@ RETURNS: dict[str, tuple[str, ...]] = {
     "lifecycle.sql.LOCK_TABLE_MAINTENANCE": ("void",),
     "lifecycle.sql.COUNT_IN_DEFAULT": ("bigint",),
     "lifecycle.sql.MOVE_FROM_DEFAULT": (),
+    "lifecycle.sql.PARTITIONS_AND_INDEX": ("text", "boolean"),
+    "lifecycle.sql.INDEX_IS_VALID": ("boolean",),
+    "lifecycle.sql.TABLE_EXISTS": ("boolean",),
+    "lifecycle.sql.LOCK_TIMEOUT": ("integer",),
+    "lifecycle.sql.SET_LOCK_TIMEOUT": ("text",),
+    "lifecycle.sql.CLOSED_PARTITIONS": ("text", "text[]"),
+    "lifecycle.sql.SUMMARIZE_BRIN": ("bigint",),
+    "lifecycle.sql.ROWS_IN_DEFAULT": ("timestamp with time zone", "bigint"),
+    "lifecycle.sql.TRY_MAINTENANCE_LOCK": ("boolean",),
     "migrations.schema_state.row": ("boolean",),
     "migrations.schema_state.versions": ("character varying",),
     "migrations._oldest_transaction.row": ("integer", "text", "text", "integer"),
     "migrations._try_lock.row": ("boolean",),
     "migrations._lock_holder.row": ("integer", "text"),
     "pool.StoragePool.health_check_postgres": ("integer",),
+    "repositories.log_windows.LIST_PARTITIONS": (
+        "boolean",
+        "timestamp with time zone",
+        "timestamp with time zone",
+        "boolean",
+    ),
     "repositories.reading.SET_TIMEOUT": ("text", "text"),
     "repositories.reading.RESTORE_TIMEOUT": ("text",),
     "writers.sql.FOREIGN_TRACES": ("bytea", "text"),
@@ -129,10 +148,31 @@ RETURNS: dict[str, tuple[str, ...]] = {
     "writers.sql.INSERT_EVENTS": ("bytea",),
     "writers.sql.INSERT_RESOURCES": ("bytea",),
     "writers.sql.UPSERT_TRACES": ("bytea",),
+    "writers.sql.INSERT_SERIES": ("bytea",),
+    "writers.sql.INSERT_DATA_POINTS": ("bytea",),
+    "writers.sql.INSERT_LOGS": ("bytea",),
+    "writers.sql.UPSERT_METRICS": (),
+    "writers.sql.CONFLICTING_POINTS": ("bytea",),
+    "writers.sql.CONTENT_EVENTS": (
+        "bytea",
+        "bytea",
+        "timestamp with time zone",
+        "boolean",
+        "boolean",
+        "timestamp with time zone",
+        "bytea",
+        "text",
+        "text",
+        "jsonb",
+        "jsonb",
+    ),
+    "writers.sql.FILL_SPANS": ("integer",),
+    "writers.sql.merge_staging.metric_data_points": ("bytea",),
+    "writers.sql.merge_staging.logs": ("bytea",),
 }
 
 # Tables whose rows are merged through a temporary one.
-STAGED = (SPANS, EVENTS)
+STAGED = (SPANS, EVENTS, DATA_POINTS, LOGS)
 
 # SQL that is put together when the program runs: where that happens, and what comes of it.
 PUT_TOGETHER: dict[str, dict[str, str]] = {
@@ -143,6 +183,9 @@ PUT_TOGETHER: dict[str, dict[str, str]] = {
         "writers.sql.INSERT_SPANS": writers_sql.INSERT_SPANS,
         "writers.sql.INSERT_EVENTS": writers_sql.INSERT_EVENTS,
         "writers.sql.INSERT_RESOURCES": writers_sql.INSERT_RESOURCES,
+        "writers.sql.INSERT_SERIES": writers_sql.INSERT_SERIES,
+        "writers.sql.INSERT_DATA_POINTS": writers_sql.INSERT_DATA_POINTS,
+        "writers.sql.INSERT_LOGS": writers_sql.INSERT_LOGS,
     },
     "writers.sql.merge_staging": {
         f"writers.sql.merge_staging.{table.name}": writers_sql.merge_staging(table, table.full) for table in STAGED
@@ -150,6 +193,8 @@ PUT_TOGETHER: dict[str, dict[str, str]] = {
     # It is a part of a CREATE TABLE.
     "writers.sql.create_staging.source": {},
     "writers.sql._upsert_traces": {"writers.sql.UPSERT_TRACES": writers_sql.UPSERT_TRACES},
+    "writers.sql.UPSERT_METRICS": {"writers.sql.UPSERT_METRICS": writers_sql.UPSERT_METRICS},
+    "writers.sql._conflicting_points": {"writers.sql.CONFLICTING_POINTS": writers_sql.CONFLICTING_POINTS},
     "writers.sql.RECOMPUTE_TRACES": {"writers.sql.RECOMPUTE_TRACES": writers_sql.RECOMPUTE_TRACES},
 }
 
@@ -211,7 +256,7 @@ def test_errors_are_found_by_their_index_whatever_the_parameters(connection: Con
 
 def test_each_statement_of_the_repositories_is_listed() -> None:
     listed = {name for name, _ in EXAMPLES}
-    for module in (statements, deletion):
+    for module in (statements, deletion, *LOG_MODULES, *METRIC_MODULES):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__ != module.__name__ or name.startswith("_"):
                 continue
@@ -226,7 +271,11 @@ def _is_statement(made: object) -> bool:
 
 @pytest.mark.parametrize(
     ("row_type", "statement"),
-    [(UsageRow, statements.usage_of_trace(KEY, TIMES)), (TraceStats, statements.trace_totals(TraceFilters()))],
+    [
+        (UsageRow, statements.usage_of_trace(KEY, TIMES)),
+        (TraceStats, statements.trace_totals(TraceFilters())),
+        *METRIC_ROWS,
+    ],
 )
 def test_rows_have_the_fields_that_their_statement_returns(
     connection: Connection, row_type: type[NamedTuple], statement: Select[*tuple[Any, ...]]

@@ -1,0 +1,339 @@
+"""A search finds words in bodies, ranked or by time, by the index where there is one."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from observatory_storage.errors import InvalidFilterError
+from observatory_storage.pool import StoragePool
+from observatory_storage.repositories import log as log_module
+from observatory_storage.repositories import log_reading
+from observatory_storage.repositories.log import LogRepository
+from observatory_storage.repositories.log_filters import LogFilters
+from observatory_storage.repositories.log_results import SnippetStyle
+from tests.logs import Row, at, ids, index_hours, log, make_hours, newest_first, read_by, sent, store_logs
+
+SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def store_bodies(pool: StoragePool, bodies: Iterable[str | None], **columns: Any) -> list[Row]:
+    """Store a record a second with these bodies; every other hour from noon has a text index."""
+    rows = [log(number, body=body, **columns) for number, body in enumerate(bodies)]
+    store_logs(pool, rows)
+    return rows
+
+
+BODIES = (
+    "Connection to db-1 timed out after 30s",
+    "the order was paid, the connection was closed",
+    "timed connection OUT",
+    "Zahlung für Bücher über 3,50 € fehlgeschlagen",
+    "İstanbul'da ödeme gerçekleşmedi",
+    "\u212aelvin scale",
+    "платёж отклонён банком",
+    "日本語 のログ",
+    "GET https://api.example.com/v1/orders?id=7 failed for a.user@example.com",
+    "it's 100% done \\ with C:\\temp and a'quote",
+    "naïve café",
+    None,
+    "",
+    "order_created user-id=42 request_id=3f2b-77",
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("connection", {0, 1, 2}),
+        ("CONNECTION", {0, 1, 2}),
+        ("connect", set()),
+        ("timed out", {0, 2}),
+        ('"timed out"', {0}),
+        ("connection -closed", {0, 2}),
+        ("connection -timed -closed", set()),
+        ("closed or out", {0, 1, 2}),
+        ('"timed out" OR paid', {0, 1}),
+        ('connection -"timed out"', {1, 2}),
+        ("für bücher", {3}),
+        ("FÜR BÜCHER", {3}),
+        ("istanbul", {4}),
+        ("gerçekleşmedi", {4}),
+        ("kelvin", {5}),
+        ("ПЛАТЁЖ банком", {6}),
+        ("日本語", {7}),
+        ("api.example.com", {8}),
+        ("a.user@example.com", {8}),
+        ("it's", {9}),
+        ("a'quote", {9}),
+        ("café", {10}),
+        ("order_created", {13}),
+        ("3f2b-77", {13}),
+        ("30s", {0}),
+        ("order", {1, 13}),
+        ("nothing", set()),
+        ("connection !!! ???", {0, 1, 2}),
+        ("& | ! ( ) : * < > connection", {0, 1, 2}),
+        ("connection\0closed", set()),
+    ],
+)
+@pytest.mark.parametrize("indexed", [False, True])
+def test_words_are_found(pool: StoragePool, text: str, found: set[int], indexed: bool) -> None:
+    make_hours(pool, 0, 1)
+    if indexed:
+        index_hours(pool, [0])
+    rows = store_bodies(pool, BODIES)
+    repository = LogRepository(pool)
+    expected = ids(newest_first(rows[number] for number in found))
+    assert ids(repository.search_text(text)) == expected
+    assert ids(repository.list(LogFilters(search=text))) == expected
+    assert set(ids(repository.search_text(text, ranked=True))) == set(expected)
+    assert repository.get_stats(LogFilters(search=text)).log_count == len(expected)
+
+
+@pytest.mark.parametrize("text", ["", " ", "!!!", "... --- ,;", "&|!", "🚀", '"', '"-"', "\0", "()", "a" * 1999 + "!"])
+def test_a_search_without_a_word_is_refused(pool: StoragePool, text: str) -> None:
+    repository = LogRepository(pool)
+    if text.startswith("aaa"):
+        assert repository.search_text(text).items == ()
+        return
+    with sent(pool) as seen:
+        for call in (repository.list, repository.search_logs, repository.get_stats, repository.stream_logs):
+            with pytest.raises(InvalidFilterError, match=r"search: the text .* holds no word to search for$"):
+                call(LogFilters(search=text))
+    assert not any("FROM logs" in statement for statement in seen)
+
+
+@pytest.mark.parametrize("text", ["-foo", '-"foo bar"', "-foo -bar", "foo OR -bar", "-a or -b"])
+def test_a_search_that_only_excludes_is_refused(pool: StoragePool, text: str) -> None:
+    with pytest.raises(InvalidFilterError, match="only excludes words"):
+        LogRepository(pool).search_text(text)
+
+
+def test_ranking_and_snippets_need_a_search(pool: StoragePool) -> None:
+    for options in ({"ranked": True}, {"snippets": True}):
+        with pytest.raises(InvalidFilterError, match="search: "):
+            LogRepository(pool).search_logs(LogFilters(), **options)
+
+
+ALPHABET = ("red", "Green", "BLUE", "grün", "red-hot", "k9")
+
+
+def matches(body: str, asked: list[tuple[str, bool]]) -> bool:
+    words = {word for whole in body.lower().split() for word in (whole, *whole.split("-"))}
+    return all((word.lower() in words) is wanted for word, wanted in asked)
+
+
+@SETTINGS
+@given(
+    bodies=st.lists(st.lists(st.sampled_from(ALPHABET), max_size=4).map(" ".join), max_size=12),
+    asked=st.lists(st.tuples(st.sampled_from(("red", "GREEN", "blue", "GRÜN", "K9")), st.booleans()), min_size=1),
+    limit=st.integers(1, 5),
+    ranked=st.booleans(),
+)
+def test_searches_find_what_a_plain_look_finds(
+    pool: StoragePool, bodies: list[str], asked: list[tuple[str, bool]], limit: int, ranked: bool
+) -> None:
+    project = uuid.uuid4().hex
+    rows = [log(number * 1000, body=body, project=project) for number, body in enumerate(bodies)]
+    store_logs(pool, rows)
+    text = " ".join(word if wanted else f"-{word}" for word, wanted in asked)
+    repository = LogRepository(pool)
+    if not any(wanted for _, wanted in asked):
+        with pytest.raises(InvalidFilterError):
+            repository.search_text(text)
+        return
+    expected = [row for row in newest_first(rows) if matches(row["body"], asked)]
+    found: list[uuid.UUID] = []
+    cursor: str | None = None
+    for _ in range(100):
+        page = repository.search_text(text, ranked=ranked, project=project, limit=limit, cursor=cursor)
+        found += ids(page)
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert sorted(found) == sorted(ids(expected))
+    if not ranked:
+        assert found == ids(expected)
+
+
+def test_words_of_structured_bodies_are_found(pool: StoragePool) -> None:
+    # The writer fills the body with a structured body's words.
+    rows = store_bodies(pool, ["user asked\nrefund", "assistant\ndenied"], body_json={"role": "user"})
+    (match,) = LogRepository(pool).search_text("refund", snippets=True)
+    assert match.log.id == rows[0]["id"]
+    assert match.snippet == "user asked\n«refund»"
+
+
+def test_a_search_combines_with_every_other_filter(pool: StoragePool) -> None:
+    make_hours(pool, 0, 2)
+    rows = [
+        log(
+            number * 60,
+            body="slow query" if number % 2 else "fast query",
+            service_name=("api", "db")[number % 3 % 2],
+            severity_number=(9, 17)[number % 5 % 2],
+            project=("default", "other")[number % 7 % 2],
+            attributes={"k": number % 2},
+        )
+        for number in range(100)
+    ]
+    store_logs(pool, rows)
+    filters = LogFilters(
+        search="slow query",
+        service_name="db",
+        severity="error",
+        project="default",
+        attributes={"k": 1},
+        timestamp_from=at(60),
+        timestamp_before=at(5000),
+        limit=1000,
+    )
+    expected = [
+        row
+        for row in newest_first(rows)
+        if row["body"] == "slow query"
+        and (row["service_name"], row["severity_number"], row["project"]) == ("db", 17, "default")
+        and at(60) <= row["timestamp"] < at(5000)
+    ]
+    assert expected
+    repository = LogRepository(pool)
+    assert ids(repository.list(filters)) == ids(expected)
+    assert set(ids(repository.search_logs(filters, ranked=True))) == set(ids(expected))
+
+
+def test_a_ranked_search_has_the_best_first_and_equal_ones_newest_first(pool: StoragePool) -> None:
+    rows = store_bodies(
+        pool,
+        [
+            "payment " + "word " * 200 + "failed",
+            "payment failed",
+            "payment failed, payment failed again",
+            "payment failed",
+            "nothing",
+        ],
+    )
+    page = LogRepository(pool).search_text("payment failed", ranked=True)
+    assert ids(page) == [rows[number]["id"] for number in (2, 3, 1, 0)]
+    ranks = [match.rank for match in page]
+    assert ranks == sorted((rank for rank in ranks if rank is not None), reverse=True)
+    assert all(match.rank is None for match in LogRepository(pool).search_text("payment"))
+
+
+def test_a_ranked_search_ranks_the_newest_matches_alone(pool: StoragePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_hours(pool, 0, 3)
+    monkeypatch.setattr(log_module, "RANKED_MATCHES", 7)
+    rows = [log(number * 1000, body="error error" if number < 3 else "error") for number in range(10)]
+    store_logs(pool, rows)
+    found = LogRepository(pool).search_text("error", ranked=True)
+    assert ids(found) == ids(newest_first(rows))[:7]
+
+
+def test_snippets_mark_what_was_found(pool: StoragePool) -> None:
+    long = "lead " * 300 + "a payment failed here " + "tail " * 300 + "and failed there"
+    store_bodies(pool, ["plain failed text", long, '<b>failed</b> & "done"'])
+    for ranked in (False, True):
+        page = LogRepository(pool).search_text("failed", ranked=ranked, snippets=True)
+        shown = {match.log.timestamp.second: match.snippet for match in page}
+        assert shown[0] == "plain «failed» text"
+        # The tags of HTML are left out.
+        assert shown[2] == '«failed»  & "done'
+        assert shown[1] is not None
+        assert "payment «failed» here" in shown[1]
+        assert len(shown[1]) < 400
+    style = SnippetStyle(start_mark='<em class="hit">', end_mark="</em>", max_words=3, max_fragments=1)
+    (match,) = LogRepository(pool).search_text("payment", snippets=style)
+    assert match.snippet is not None
+    assert '<em class="hit">payment</em>' in match.snippet
+    assert len(match.snippet.split()) <= 5
+    assert all(match.snippet is None for match in LogRepository(pool).search_text("failed"))
+
+
+def test_snippets_take_one_statement_more(pool: StoragePool) -> None:
+    store_bodies(pool, ["failed"] * 5)
+    counts = []
+    for ranked in (False, True):
+        for snippets in (False, True):
+            with sent(pool) as seen:
+                LogRepository(pool).search_text("failed", ranked=ranked, snippets=snippets)
+            counts.append(len(seen))
+    # What the search means, the partitions, the matches of the window, the records.
+    assert counts == [4, 5, 4, 5]
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_huge_body_does_not_break_the_search(pool: StoragePool, indexed: bool) -> None:
+    make_hours(pool, 0, 1)
+    words = " ".join(f"w{number:07d}" for number in range(230_000))
+    assert len(words) > 2_000_000
+    if indexed:
+        index_hours(pool, [0])
+    rows = store_bodies(pool, ["small w0000001", words, "other"])
+    repository = LogRepository(pool)
+    started = time.monotonic()
+    page = repository.search_text("w0000001", ranked=True, snippets=True)
+    assert set(ids(page)) == {rows[0]["id"], rows[1]["id"]}
+    assert all(match.snippet and "«w0000001»" in match.snippet and len(match.snippet) <= 2000 for match in page)
+    # So much is searched, and no more.
+    assert ids(repository.search_text("w0013800")) == [rows[1]["id"]]
+    assert repository.search_text("w0229999").items == ()
+    assert time.monotonic() - started < 20
+
+
+def stored_for_plans(pool: StoragePool) -> list[Row]:
+    """Store six hours of 3,000 records; all but the newest hour are over, and have their text index."""
+    make_hours(pool, 0, 6)
+    rows = [
+        log(number * 1.2, body=f"common {'needle' if number in (5000, 17_990) else 'hay'} n{number % 97}")
+        for number in range(18_000)
+    ]
+    store_logs(pool, rows)
+    index_hours(pool, range(5))
+    return rows
+
+
+@pytest.mark.every_server
+def test_a_rare_word_is_found_by_the_index_and_a_common_one_in_the_newest_partitions(pool: StoragePool) -> None:
+    rows = stored_for_plans(pool)
+    repository = LogRepository(pool)
+    with sent(pool) as seen:
+        assert ids(repository.search_text("needle")) == [rows[17_990]["id"], rows[5000]["id"]]
+    plans = "\n".join(seen.plans)
+    for hour in range(12, 17):
+        assert f"Bitmap Index Scan on logs_p20260310{hour}_text_idx" in plans
+        assert f"Seq Scan on logs_p20260310{hour}" not in plans
+    assert len(seen) == 2 + 2 * 2
+    # What is common is taken from the newest partition, and the others of its window are never begun.
+    with sent(pool) as seen:
+        assert ids(repository.search_text("common", limit=10)) == ids(newest_first(rows))[:10]
+    assert len(seen) == 2 + 2
+    assert "logs_p2026031016" in seen.plans[-1]
+    assert read_by(seen.plans[-1]) == {"p2026031017"}
+    # Further back there are indexes, and still the order of time is worth more.
+    before = LogFilters(timestamp_before=at(hours=5), search="common", limit=10)
+    with sent(pool) as seen:
+        found = repository.search_logs(before)
+    assert ids(found) == ids(row for row in newest_first(rows) if row["timestamp"] < at(hours=5))[:10]
+    assert read_by(seen.plans[-1]) == {"p2026031016"}
+
+
+@pytest.mark.parametrize("few", [0, 1, 3, 10_000])
+def test_few_and_many_matches_make_the_same_pages(pool: StoragePool, monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+    make_hours(pool, 0, 3)
+    rows = [log(number * 500, body="a match" if number % 3 else "none") for number in range(40)]
+    store_logs(pool, rows)
+    monkeypatch.setattr(log_reading, "FEW_MATCHES", few)
+    expected = [row["id"] for row in newest_first(rows) if row["body"] == "a match"]
+    repository = LogRepository(pool)
+    for offset in (0, 1, 5, 12, 25, 30):
+        page = repository.list(LogFilters(search="match", limit=4, offset=offset))
+        assert ids(page) == expected[offset : offset + 4]
+        if page.next_cursor is not None:
+            rest = repository.list(LogFilters(search="match", limit=1000, cursor=page.next_cursor))
+            assert ids(rest) == expected[offset + 4 :]
