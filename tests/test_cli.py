@@ -26,7 +26,7 @@ def test_version_from_the_module() -> None:
 
 def test_help_names_every_command_and_the_exit_statuses() -> None:
     shown = invoke("--help").stdout
-    for command in ("check", "migrate", "ingest", "traces", "show", "demo"):
+    for command in ("check", "migrate", "ingest", "traces", "show", "maintain", "demo"):
         assert f"  {command} " in shown
     assert "Exit status: 0" in shown
     assert "Exit status: 0" in invoke("ingest", "--help").stdout

@@ -35,7 +35,7 @@ def test_with_nothing_configured(directory: Path) -> None:
     assert (done.status, done.stderr) == (0, "")
     assert time.monotonic() - started < 60
     assert "embedded PostgreSQL in a temporary directory" in done.stdout
-    assert "stored 22 traces, 68 spans and 24 events" in done.stdout
+    assert "stored 22 traces, 68 spans and 24 events, 64 data points of 11 metrics, 65 log records in" in done.stdout
     assert "├ get_weather" in done.stdout
     assert all(way in done.stdout for way in WAYS)
     assert not list(directory.glob("obs-*"))
@@ -51,7 +51,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_a_database_leaves_the_captures_alone(database_url: str, pool: StoragePool) -> None:
     done = invoke("demo", "--json", "--database-url", database_url)
     assert done.status == 0
-    assert done.json["ingest"]["spans"] == 68
+    found = done.json["ingest"]
+    assert (found["spans"], found["data_points"], found["logs"], found["rejected"]) == (68, 64, 65, 0)
     rates = {rate["method"]: rate["rows_per_second"] for rate in done.json["rates"]}
     assert rates.keys() == WAYS
     assert rates["TraceWriter, COPY"] > 2 * rates["insert().values()"]

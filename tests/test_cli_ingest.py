@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from observatory_storage.cli.sources import Source
+from observatory_storage.otlp import DecodedTraces
 from observatory_storage.pool import StoragePool
 from observatory_storage.repositories import TraceFilters, TraceRepository
 from tests.command_line import invoke
@@ -21,6 +22,7 @@ from tests.otlp_requests import json_format, recorded, request, sent_span, trace
 
 CAPTURE = next(path for path in recorded() if path.name == "openinference.traces.pb")
 FIGURES = {"traces": 1, "spans": 10, "events": 2, "rejected": 0}
+NOTHING_ELSE = {"metrics": 0, "data_points": 0, "logs": 0, "conflicting": 0, "spans_filled": 0}
 
 
 def messages() -> Any:
@@ -78,7 +80,9 @@ def test_every_form_gives_the_same_figures(form: str, zipped: bool, database_url
     assert done.status == 0
     assert figures.pop("seconds") > 0
     assert figures.pop("duplicates") == 0
-    assert figures == FIGURES
+    held = {"file": str(file), "signal": "traces", "traces": 1, "spans": 10, "events": 2}
+    assert figures.pop("files") == [held]
+    assert figures == FIGURES | NOTHING_ELSE
 
 
 @pytest.mark.parametrize("method", ["auto", "insert", "copy"])
@@ -129,12 +133,16 @@ def test_files_that_cannot_be_read_do_not_stop_the_others(database_url: str, tmp
     assert "is a directory" in lines[1]
 
 
-def test_other_signals_are_named(database_url: str) -> None:
-    files = recorded("openllmetry*.metrics.pb") + recorded("openllmetry*.logs.pb")
-    for file in files:
+def test_other_signals_are_named(database_url: str, tmp_path: Path) -> None:
+    for path in recorded("openllmetry*.metrics.pb") + recorded("openllmetry*.logs.pb"):
+        file = tmp_path / "capture.pb"
+        file.write_bytes(path.read_bytes())
+        signal = "metrics" if "metrics" in path.name else "logs"
         done = invoke("ingest", "--database-url", database_url, file)
         assert done.status == 1
-        assert ("metrics" if "metrics" in file.name else "logs") in done.sentence
+        assert done.sentence.endswith(f"this is an OTLP request of {signal}; --signal says what a file holds")
+        done = invoke("ingest", "--signal", "traces", "--database-url", database_url, path)
+        assert (done.status, done.sentence.endswith(f"this is an OTLP request of {signal}")) == (1, True)
 
 
 def test_broken_lines_cost_themselves_alone(database_url: str, tmp_path: Path) -> None:
@@ -261,7 +269,9 @@ def test_a_large_file_is_read_in_pieces(form: str, tmp_path: Path) -> None:
             out.write(data)
     tracemalloc.start()
     try:
-        spans = sum(len(part.decoded.spans) for part in Source(str(file)).parts() if part.decoded is not None)
+        spans = sum(
+            len(part.decoded.spans) for part in Source(str(file)).parts() if isinstance(part.decoded, DecodedTraces)
+        )
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -6,7 +6,7 @@ import base64
 import datetime as dt
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
@@ -51,6 +51,11 @@ def count(value: int | None) -> str:
 def counted(value: int, noun: str) -> str:
     """Format a count with what it counts, in the plural where need be; exact."""
     return f"{value:,} {noun}" if value == 1 else f"{value:,} {noun}s"
+
+
+def joined(items: Sequence[str]) -> str:
+    """Join items as in a sentence: with commas, and with `and` before the last."""
+    return " and ".join(filter(None, (", ".join(items[:-1]), *items[-1:])))
 
 
 def dollars(value: Decimal | None) -> str:

@@ -5,43 +5,44 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
 from observatory_storage.cli import formats
+from observatory_storage.cli.counts import NOUNS, AnyDecoded, Counts, Held
+from observatory_storage.cli.feeds import FEEDS, Feed
 from observatory_storage.cli.options import AsJson, ConfigFile, DatabaseUrl, for_one_command, where
 from observatory_storage.cli.rejected import Limited, RejectedRows
 from observatory_storage.cli.sources import STANDARD_INPUT, Source
 from observatory_storage.cli.status import Status
-from observatory_storage.cli.tally import Tally
 from observatory_storage.cli.terminal import Terminal, Terminals
-from observatory_storage.errors import RejectedRowError, SchemaVersionError, WriteError
+from observatory_storage.errors import SchemaVersionError, WriteError
 from observatory_storage.migrations import schema_state
-from observatory_storage.otlp import DecodedTraces
+from observatory_storage.otlp import Signal
 from observatory_storage.pool import StoragePool
-from observatory_storage.writers import TraceWriter, WriteMethod, WriterConfig
-
-# Spans between two flushes that are waited for: what is held here for counting stays small.
-_CHECKPOINT_SPANS: Final = 10_000
+from observatory_storage.writers import WriteMethod, WriterConfig
 
 
 @dataclass(slots=True)
 class Result:
-    """What became of the files; spans and events count what is committed now, duplicates included."""
+    """What became of the files: what is committed now by kind, duplicates included, and what is not."""
 
-    traces: int = 0
-    spans: int = 0
-    events: int = 0
+    counts: Counts = field(default_factory=Counts)
     rejected: int = 0
     seconds: float = 0.0
-    duplicates: int = 0
-    """How many of the spans were stored already."""
+    duplicates: dict[Signal, int] = field(default_factory=dict)
+    """How many spans, data points and log records were stored already, for each signal that was met."""
+    conflicting: int = 0
+    """How many of the rejected are data points that differ from the one stored for their series and time."""
+    spans_filled: int = 0
+    """How many spans got their input or output from log records."""
     errors: int = 0
     """How many files, or lines of files, could not be read or written."""
+    files: list[Held] = field(default_factory=list)
 
     @property
     def status(self) -> Status:
@@ -52,8 +53,15 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures."""
-        names = ("traces", "spans", "events", "rejected", "seconds", "duplicates")
-        return {name: getattr(self, name) for name in names}
+        return {
+            **asdict(self.counts),
+            "rejected": self.rejected,
+            "duplicates": sum(self.duplicates.values()),
+            "conflicting": self.conflicting,
+            "spans_filled": self.spans_filled,
+            "seconds": self.seconds,
+            "files": [held.as_json() for held in self.files],
+        }
 
 
 def ingest(
@@ -61,13 +69,21 @@ def ingest(
     files: Annotated[
         list[str], typer.Argument(metavar="FILE", help="Files to store; - is standard input.", show_default=False)
     ],
+    signal: Annotated[
+        Signal | None,
+        typer.Option(
+            help="What the files hold. Default: what a file's name says (app.logs.pb), else its JSON, else traces; "
+            "standard input holds traces.",
+            show_default=False,
+        ),
+    ] = None,
     method: Annotated[WriteMethod, typer.Option(help="How rows are sent; what is stored is the same.")] = (
         WriteMethod.AUTO
     ),
     project: Annotated[
         str | None,
         typer.Option(
-            envvar="OBSERVATORY_PROJECT", help="The project of spans whose resource names none.", show_default=False
+            envvar="OBSERVATORY_PROJECT", help="The project of rows whose resource names none.", show_default=False
         ),
     ] = None,
     rejected: Annotated[
@@ -78,10 +94,16 @@ def ingest(
     database_url: DatabaseUrl = None,
     config: ConfigFile = None,
 ) -> None:
-    """Store the traces in OTLP files.
+    """Store the traces, metrics and logs in OTLP files.
 
     They may be protobuf, JSON, or the Collector's JSON lines, also gzipped. A file that cannot be read does
     not stop the others. What is stored already is stored once, so that the same files may be given again.
+
+    With --json, traces, spans, events, metrics, data_points and logs count what is stored now, duplicates
+    included. duplicates: rows that were there already. spans_filled: spans that got their input or output from
+    log records. rejected: rows that cannot be stored. conflicting: those of them that are data points and differ
+    from the one that is stored for their series and time. seconds: how long it took. files: for each file its
+    name, its signal, and what it held.
     """
     _refuse_confusion(files, rejected)
     settings = for_one_command(where(context, database_url, config).load())
@@ -90,13 +112,14 @@ def ingest(
         require_schema(pool)
         ingestion = Ingestion(pool, WriterConfig(method=method, project=project), terminals.err, rows)
         try:
-            ingestion.run([Source(path) for path in files])
+            ingestion.run([Source(path, signal) for path in files])
         finally:
             rows.finish()
             result = ingestion.result
             if as_json:
                 terminals.out.print_json(result.as_json())
             else:
+                print_files(terminals.out, result)
                 print_result(terminals.out, result)
     if result.status is not Status.DONE:
         raise typer.Exit(result.status)
@@ -111,24 +134,36 @@ def require_schema(pool: StoragePool) -> None:
             )
 
 
+def print_files(out: Terminal, result: Result) -> None:
+    """Print what each of several files held; of one the result says it."""
+    if len(result.files) > 1:
+        for held in result.files:
+            said = held.counts.sentence({held.signal}) if held.signal else "nothing"
+            out.print(f"{out.text(held.file)}: {said}")
+
+
 def print_result(out: Terminal, result: Result) -> None:
-    """Print the figures as a sentence."""
-    there = f", {result.duplicates:,} of the spans were there already" if result.duplicates else ""
-    out.print(
-        f"stored {formats.counted(result.traces, 'trace')}, {formats.counted(result.spans, 'span')} and "
-        f"{formats.counted(result.events, 'event')} in {result.seconds:.2f} s{there}; {result.rejected:,} rejected"
-    )
+    """Print the figures of all files as a sentence."""
+    signals = set(result.duplicates) or {Signal.TRACES}
+    there = [f"{number:,} of the {NOUNS[signal]}s" for signal, number in result.duplicates.items() if number]
+    notes = [f"{formats.joined(there)} were there already"] if there else []
+    if result.spans_filled:
+        notes.append(f"{formats.counted(result.spans_filled, 'span')} filled from logs")
+    stored = f"stored {result.counts.sentence(signals)} in {result.seconds:.2f} s"
+    out.print(f"{', '.join([stored, *notes])}; {result.rejected:,} rejected")
 
 
 class Ingestion:
-    """Feeds a writer from files and counts; what goes wrong is said on `err` at once, and counted too."""
+    """Feeds the writers from files and counts; what goes wrong is said on `err` at once, and counted too."""
 
     def __init__(self, pool: StoragePool, config: WriterConfig, err: Terminal, rejected: RejectedRows) -> None:
+        self._pool = pool
+        self._config = config
         self._err = err
         self._rejected = rejected
         self._errors = 0
-        self._tally = Tally()
-        self._writer = TraceWriter(pool, config, on_rejected=self._reject)
+        self._feeds: dict[Signal, Feed] = {}
+        self._files: list[Held] = []
         self.result = Result()
 
     def run(self, sources: Sequence[Source]) -> None:
@@ -142,21 +177,25 @@ class Ingestion:
             # The writer holds what it could not write: closing it tries again, and says what is wrong.
             pass
         finally:
-            self._close()
-            stats, tally = self._writer.write_stats(), self._tally
+            feeds = [self._feeds[signal] for signal in Signal if signal in self._feeds]
+            for feed in feeds:
+                self._close(feed)
             self.result = Result(
-                traces=tally.traces,
-                spans=tally.spans,
-                events=tally.events,
+                counts=sum((feed.counts for feed in feeds), Counts()),
                 rejected=self._rejected.total,
                 seconds=round(time.perf_counter() - started, 3),
-                duplicates=max(tally.spans - stats.spans_written, 0),
+                duplicates={feed.signal: feed.duplicates for feed in feeds},
+                conflicting=sum(feed.conflicting for feed in feeds),
+                spans_filled=sum(feed.spans_filled for feed in feeds),
                 errors=self._errors,
+                files=self._files,
             )
 
     def _store(self, source: Source, progress: _Bar) -> None:
         self._rejected.source = source.name
         progress.begin(source)
+        held = Held(source.name)
+        self._files.append(held)
         empty = True
         wrong = Limited(self._err, "red")
         for part in source.parts():
@@ -166,41 +205,33 @@ class Ingestion:
                 wrong.add(f"{where}: {part.reason}")
                 self._errors += 1
             else:
-                self._write(part.decoded, part.line)
-            progress.show(self._tally.given)
+                held.add(part.decoded)
+                self._write(part.signal, part.decoded, part.line)
+            progress.show(sum(feed.given for feed in self._feeds.values()))
         wrong.finish(f"lines of {source.name} that cannot be read")
+        held.forget_names()
         if empty:
             self._err.print((f"{self._err.text(source.name)}: empty, nothing to store", "dim"))
-        self._checkpoint()
+        for feed in self._feeds.values():
+            feed.checkpoint()
 
-    def _write(self, decoded: DecodedTraces, line: int | None) -> None:
+    def _write(self, signal: Signal, decoded: AnyDecoded, line: int | None) -> None:
+        self._rejected.signal = signal
         for error in decoded.rejected:
             self._rejected.add(error, line)
-        self._tally.give(decoded.spans)
-        self._writer.write_spans(decoded.spans)
-        if self._tally.pending >= _CHECKPOINT_SPANS:
-            self._checkpoint()
+        if signal not in self._feeds:
+            self._feeds[signal] = FEEDS[signal](self._pool, self._config, self._rejected.add)
+        self._feeds[signal].write(decoded)
 
-    def _checkpoint(self) -> None:
-        """Wait for the COMMIT, so that the counts are true, and a rejected row is one of the present file."""
-        if self._tally.pending:
-            self._writer.flush()
-            self._tally.commit_all()
-
-    def _close(self) -> None:
+    def _close(self, feed: Feed) -> None:
         try:
-            self._writer.close()
+            feed.close()
         except WriteError as error:
             self._errors += 1
             left = formats.counted(error.unwritten, "row")
             self._err.print((self._err.text(f"{left} could not be stored: {error.__cause__ or error}"), "red"))
             # Nobody is left who could mend it before the interpreter's end, where the writer would try again.
-            self._writer.abandon()
-        self._tally.commit_written(self._writer.write_stats())
-
-    def _reject(self, error: RejectedRowError) -> None:
-        self._tally.reject(error)
-        self._rejected.add(error)
+            feed.abandon()
 
 
 class _Bar:
@@ -215,9 +246,9 @@ class _Bar:
         source.advance = self._advance
         self._progress.update(self._task, description=Path(source.name).name[-24:], refresh=True)
 
-    def show(self, spans: int) -> None:
-        """Say how many spans were found."""
-        self._progress.update(self._task, spans=f"{spans:,} spans")
+    def show(self, rows: int) -> None:
+        """Say how many rows were found."""
+        self._progress.update(self._task, rows=f"{rows:,} rows")
 
     def _advance(self, size: int) -> None:
         self._progress.advance(self._task, size)
@@ -227,9 +258,9 @@ class _Bar:
 def _progress(err: Terminal, sources: Sequence[Source]) -> Iterator[_Bar]:
     sizes = [source.size for source in sources]
     total = None if None in sizes else sum(size or 0 for size in sizes)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TextColumn("{task.fields[spans]}"))
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TextColumn("{task.fields[rows]}"))
     with Progress(*columns, console=err.console, transient=True, disable=not err.is_interactive) as progress:
-        yield _Bar(progress, progress.add_task("", total=total, spans="0 spans"))
+        yield _Bar(progress, progress.add_task("", total=total, rows="0 rows"))
 
 
 def _refuse_confusion(files: Sequence[str], rejected: Path | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final, Self
 
 from observatory_storage.cli.terminal import Terminal
 from observatory_storage.errors import RejectedRowError
+from observatory_storage.otlp import Signal
 from observatory_storage.text import encode_json
 
 # More than a screen of them says nothing new.
@@ -51,6 +52,7 @@ class RejectedRows:
         self._file = kept_in.open("wb") if kept_in else None
         self._failure: OSError | None = None
         self.source = ""
+        self.signal = Signal.TRACES
 
     @property
     def total(self) -> int:
@@ -58,11 +60,11 @@ class RejectedRows:
         return self._shown.total
 
     def add(self, error: RejectedRowError, line: int | None = None) -> None:
-        """Take a row of the file that `source` names at present."""
+        """Take a row of the file that `source` names at present, and of its `signal`."""
         with self._lock:
             where = self.source if line is None else f"{self.source} line {line}"
             row = dict(error.row) if error.row is not None else None
-            self._shown.add(f"rejected: {where}: {_name(row)}{error.reason}")
+            self._shown.add(f"rejected: {where}: {_name(row, self.signal)}{error.reason}")
             if self._file is None or self._failure is not None:
                 return
             entry = {"file": self.source, "line": line, "reason": error.reason, "row": _readable(row)}
@@ -95,8 +97,16 @@ class RejectedRows:
         self.close()
 
 
-def _name(row: Mapping[str, Any] | None) -> str:
-    if not row or "span_id" not in row:
+def _name(row: Mapping[str, Any] | None, signal: Signal) -> str:
+    if not row:
+        return ""
+    if signal is Signal.METRICS:
+        metric = row.get("metric")
+        name = metric.get("name") if isinstance(metric, Mapping) else metric
+        return f"data point of {name[:60]!r}: " if isinstance(name, str) else ""
+    if signal is Signal.LOGS:
+        return f"log record of span {_hex(row['span_id'])}: " if row.get("span_id") else ""
+    if "span_id" not in row:
         return ""
     name = f"span {_hex(row['span_id'])}"
     if isinstance(row.get("name"), str) and row["name"]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from observatory_storage.errors import DecodeError
-from observatory_storage.otlp import DecodedTraces, decode_traces
+from observatory_storage.otlp import DecodedLogs, DecodedMetrics, DecodedTraces, Signal, decode, signal_of
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -23,13 +23,13 @@ STANDARD_INPUT: Final = "-"
 PROTOBUF: Final = "application/x-protobuf"
 JSON: Final = "application/json"
 
-# Requests are cut out of a protobuf file until they hold this much, so that a batch of spans comes together.
+# Requests are cut out of a protobuf file until they hold this much, so that a batch of rows comes together.
 _CHUNK_BYTES: Final = 1 << 20
 _BUFFER_BYTES: Final = 1 << 16
 _GZIP: Final = b"\x1f\x8b"
 _BOM: Final = b"\xef\xbb\xbf"
-# ExportTraceServiceRequest has one field, resource_spans: number 1, length-delimited. Its tag is a newline.
-_RESOURCE_SPANS: Final = 0x0A
+# An export request of any signal has one field, its resources: number 1, length-delimited. Its tag is a newline.
+_RESOURCES: Final = 0x0A
 _JSON_START = re.compile(rb'\s*(?:\[|\{\s*(?:\}|"[^"\x00-\x1f]+"\s*:))')
 _JSON_SO_FAR = re.compile(rb"\s*\{?\s*")
 
@@ -39,15 +39,21 @@ class Part:
     """One request of a file, decoded, or the reason why it could not be; `line` where the file has lines."""
 
     line: int | None
-    decoded: DecodedTraces | None = None
+    decoded: DecodedTraces | DecodedMetrics | DecodedLogs | None = None
     reason: str | None = None
+    signal: Signal = Signal.TRACES
 
 
 class Source:
-    """A file, or standard input for `-`. `advance` is told the number of bytes read, packed as they are."""
+    """A file, or standard input for `-`. `advance` is told the number of bytes read, packed as they are.
 
-    def __init__(self, path: str) -> None:
+    What it holds is `signal` where that is given, else what the file's name says, else its JSON, else traces;
+    standard input holds traces where nothing is given.
+    """
+
+    def __init__(self, path: str, signal: Signal | None = None) -> None:
         self.path = path
+        self._signal = signal
         self.name = "standard input" if path == STANDARD_INPUT else path
         self.advance: Callable[[int], None] = lambda _: None
 
@@ -84,11 +90,35 @@ class Source:
         if magic == _GZIP:
             stream = _stream(b"", gzip.GzipFile(fileobj=stream))
         head = _head(stream)
+        is_json = _JSON_START.match(head) is not None
+        found = self._signal
+        if found is None and self.path != STANDARD_INPUT:
+            found = signal_of(self.path, head)
+            if found is None and is_json:
+                # The key is not in the first lines; what follows them is waited for only now.
+                found = signal_of(self.path, head + stream.peek(_BUFFER_BYTES))
+        requests = _Requests(found or Signal.TRACES, is_guess=found is None)
         stream = _stream(head, stream)
-        if _JSON_START.match(head):
-            yield from _json_parts(stream)
+        if is_json:
+            yield from _json_parts(stream, requests)
         elif head.strip() or len(head) >= _BUFFER_BYTES:
-            yield from _protobuf_parts(stream)
+            yield from _protobuf_parts(stream, requests)
+
+
+@dataclass(frozen=True, slots=True)
+class _Requests:
+    """Decodes requests of one signal, which may be a guess."""
+
+    signal: Signal
+    is_guess: bool
+
+    def decode(self, data: bytes, content_type: str, line: int | None = None) -> Part:
+        """Decode a request, or say why it cannot be."""
+        try:
+            return Part(line, decode(data, self.signal, content_type), signal=self.signal)
+        except DecodeError as error:
+            hint = "; --signal says what a file holds" if self.is_guess and "OTLP request of" in str(error) else ""
+            return Part(line, reason=f"{error}{hint}")
 
 
 class _Readable(Protocol):
@@ -135,22 +165,22 @@ def _head(stream: io.BufferedReader) -> bytes:
     return head
 
 
-def _json_parts(stream: io.BufferedReader) -> Iterator[Part]:
+def _json_parts(stream: io.BufferedReader, requests: _Requests) -> Iterator[Part]:
     """Decode one document, or the Collector's lines; a document may be spread over lines as well."""
     lines = ((number, line) for number, line in enumerate(stream, 1) if not line.isspace())
     first = next(lines)
-    part = _decode(first[1], JSON, first[0])
+    part = requests.decode(first[1], JSON, first[0])
     if part.decoded is not None:
         yield part
     else:
         second = next(lines, None)
         if second is None or not (_is_complete(first[1]) or _is_complete(second[1])):
-            yield _decode(b"".join((first[1], second[1] if second else b"", stream.read())), JSON)
+            yield requests.decode(b"".join((first[1], second[1] if second else b"", stream.read())), JSON)
             return
         yield part
-        yield _decode(second[1], JSON, second[0])
+        yield requests.decode(second[1], JSON, second[0])
     for number, line in lines:
-        yield _decode(line, JSON, number)
+        yield requests.decode(line, JSON, number)
 
 
 def _is_complete(line: bytes) -> bool:
@@ -161,11 +191,14 @@ def _is_complete(line: bytes) -> bool:
     return True
 
 
-def _protobuf_parts(stream: io.BufferedReader) -> Iterator[Part]:
-    """Decode the request in pieces of whole resources: cutting it between them changes nothing."""
+def _protobuf_parts(stream: io.BufferedReader, requests: _Requests) -> Iterator[Part]:
+    """Decode the request in pieces of whole resources.
+
+    Cutting it between them changes nothing but where equal log records, far from each other, are counted from.
+    """
     pending = bytearray()
     while tag := stream.read(1):
-        if tag[0] != _RESOURCE_SPANS:
+        if tag[0] != _RESOURCES:
             yield Part(None, reason="holds no OTLP traces: neither JSON nor the protobuf of an export request")
             return
         pending += tag
@@ -181,14 +214,7 @@ def _protobuf_parts(stream: io.BufferedReader) -> Iterator[Part]:
             pending += block
             length -= len(block)
         if len(pending) >= _CHUNK_BYTES:
-            yield _decode(bytes(pending), PROTOBUF)
+            yield requests.decode(bytes(pending), PROTOBUF)
             pending.clear()
     if pending:
-        yield _decode(bytes(pending), PROTOBUF)
-
-
-def _decode(data: bytes, content_type: str, line: int | None = None) -> Part:
-    try:
-        return Part(line, decoded=decode_traces(data, content_type))
-    except DecodeError as error:
-        return Part(line, reason=str(error))
+        yield requests.decode(bytes(pending), PROTOBUF)

@@ -1,0 +1,109 @@
+"""`maintain`: what is printed where, and the exit statuses."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import select
+import subprocess
+import uuid
+
+import psycopg
+import pytest
+
+from observatory_storage.lifecycle import PartitionManager
+from observatory_storage.lifecycle.session import maintenance_session
+from observatory_storage.models import LogRecord
+from observatory_storage.models.base import table_of
+from observatory_storage.pool import StoragePool
+from tests.command_line import environment, invoke, program, run
+
+
+def test_a_new_store_and_nothing_more_to_say_afterwards(database_url: str, pool: StoragePool) -> None:
+    done = invoke("maintain", "--database-url", database_url)
+    assert (done.status, done.stderr) == (0, "")
+    # Seven days of logs by the hour, of three tables by the day, each with the current one.
+    *made, indexed = done.stdout.splitlines()
+    assert sorted(line.split(" made: ")[0] for line in made) == [
+        "169 partitions of logs",
+        "8 partitions of metric_data_points",
+        "8 partitions of trace_events",
+        "8 partitions of trace_spans",
+    ]
+    assert indexed == "text index built on 1 partition: logs_default"
+    hour = dt.datetime.now(dt.UTC) + dt.timedelta(days=7, hours=1)
+    PartitionManager(pool).ensure(table_of(LogRecord), [hour])
+    quiet = run("maintain", "--database-url", database_url)
+    assert (quiet.status, quiet.stdout, quiet.stderr) == (0, "", "")
+
+
+def test_json_is_one_object(database_url: str) -> None:
+    dry = invoke("maintain", "--dry-run", "--json", "--database-url", database_url)
+    assert (dry.status, dry.stderr) == (0, "")
+    assert dry.json["is_dry_run"] is True
+    assert dry.json["text_indexes_left"] == ["logs_default"]
+    assert dry.json["partitions_made"] == []
+    done = invoke("maintain", "--json", "--database-url", database_url)
+    assert done.status == 0
+    assert done.json["is_complete"] is True
+    assert set(dry.json["partitions_left"]) <= set(done.json["partitions_made"])
+
+
+def test_a_dry_run_says_what_is_due(database_url: str) -> None:
+    done = invoke("maintain", "--dry-run", "--database-url", database_url)
+    assert done.status == 0
+    assert "8 partitions of trace_spans to make: trace_spans_p" in done.stdout
+    assert "text index to build on 1 partition: logs_default" in done.stdout
+
+
+def test_another_maintainer_is_no_error(database_url: str, pool: StoragePool) -> None:
+    with maintenance_session(pool.config, lock_timeout_seconds=1) as other:
+        assert other is not None
+        done = invoke("maintain", "--database-url", database_url)
+        assert (done.status, done.stdout, done.stderr) == (0, "", "")
+        done = invoke("maintain", "--json", "--wait", "0.2", "--database-url", database_url)
+        assert (done.status, done.json["is_busy"]) == (0, True)
+
+
+def test_what_could_not_be_done_is_said_and_fails(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("observatory_storage.lifecycle.maintenance._MOVE_LIMIT", 0)
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "INSERT INTO logs (timestamp, route_id, id) VALUES (now() - interval '1 day', %s, %s)",
+            [uuid.uuid4(), uuid.uuid4()],
+        )
+    done = invoke("maintain", "--database-url", database_url)
+    assert done.status == 1
+    assert "more than 0 rows of logs_p" in done.sentence
+    assert "169 partitions of logs made: logs_p" in done.stdout
+
+
+def test_a_store_without_tables_is_told_to_migrate(empty_database_url: str) -> None:
+    done = invoke("maintain", "--database-url", empty_database_url)
+    assert (done.status, done.stdout) == (1, "")
+    assert "observatory-storage migrate" in done.sentence
+
+
+def test_a_negative_wait_is_wrong_usage(database_url: str) -> None:
+    assert invoke("maintain", "--wait", "-1", "--database-url", database_url).status == 2
+
+
+def test_a_terminal_sees_how_far_it_is(database_url: str) -> None:
+    reader, terminal = os.openpty()
+    done = subprocess.run(
+        program("maintain", "--database-url", database_url),
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        env=environment(TERM="xterm", COLUMNS="100"),
+        timeout=120,
+    )
+    shown = b""
+    while select.select([reader], [], [], 0)[0]:
+        shown += os.read(reader, 65_536)
+    os.close(terminal)
+    os.close(reader)
+    assert done.returncode == 0
+    assert b"partitions" in shown
+    assert b"193/193" in shown
+    assert b"text indexes" in shown
+    assert b"193/193" not in done.stdout
