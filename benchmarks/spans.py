@@ -70,7 +70,7 @@ class SpanWays:
         self._instances: list[TraceSpan] = []
         self.write(WriteMethod.COPY, self.spans)  # makes the partitions of the day
         self.empty()
-        self._blobs = [list(self._blob(batch)) for batch in _batches(self._bare)]
+        self._blobs = [list(self._blob(batch)) for batch in batches(self._bare)]
         self.row_bytes = sum(len(piece) for blob in self._blobs for piece in blob) / rows
         self._tuples = [_ready(row, columns) for row in self._bare]
 
@@ -116,7 +116,7 @@ class SpanWays:
     def copy(self) -> None:
         """CopyWriter, a transaction a batch."""
         writer = CopyWriter()
-        for batch in _batches(self._bare):
+        for batch in batches(self._bare):
             with self._pool.raw_connection() as connection:
                 writer.write_spans(connection, batch)
                 connection.commit()
@@ -132,7 +132,7 @@ class SpanWays:
 
     def write_tuples(self) -> None:
         """COPY by hand, from tuples of values that need no further thought."""
-        for batch in _batches(self._tuples):
+        for batch in batches(self._tuples):
             with self._pool.raw_connection() as connection:
                 with connection.cursor() as cursor:
                     # Asked by type name psycopg would take a slower one, which is in Python.
@@ -144,7 +144,7 @@ class SpanWays:
                 connection.commit()
 
     def _executemany(self) -> None:
-        for batch in _batches(self._uniform):
+        for batch in batches(self._uniform):
             with self._pool.session() as session:
                 session.connection().execute(insert(TraceSpan), batch)
                 session.commit()
@@ -160,7 +160,7 @@ class SpanWays:
         self._instances = [TraceSpan(**row | {"span_id": row["span_id"].hex()}) for row in self._uniform[:rows]]
 
     def _add_all(self) -> None:
-        for batch in _batches(self._instances):
+        for batch in batches(self._instances):
             with self._pool.session() as session:
                 session.add_all(batch)
                 session.commit()
@@ -183,9 +183,7 @@ class SpanWays:
         """What CopyWriter would send, as the server itself encodes it, in pieces."""
         with self._pool.raw_connection() as connection:
             CopyWriter().write_spans(connection, batch)
-            blob = b"".join(_copied(connection, self._copy("TO STDOUT")))
-        for first in range(0, len(blob), _PIECE):
-            yield blob[first : first + _PIECE]
+            yield from pieces(b"".join(copied(connection, self._copy("TO STDOUT"))))
 
     def _copy(self, direction: str) -> sql.Composed:
         names = sql.SQL(", ").join(map(sql.Identifier, self.columns))
@@ -194,12 +192,18 @@ class SpanWays:
         return sql.SQL("COPY {} {} (FORMAT BINARY)").format(source.format(names), sql.SQL(direction))
 
 
-def _copied(connection: psycopg.Connection[TupleRow], statement: sql.Composed) -> Iterator[bytes]:
+def pieces(blob: bytes) -> Iterator[bytes]:
+    """Cut a COPY stream as it is handed to libpq."""
+    for first in range(0, len(blob), _PIECE):
+        yield blob[first : first + _PIECE]
+
+
+def copied(connection: psycopg.Connection[TupleRow], statement: sql.Composed) -> Iterator[bytes]:
     with connection.cursor() as cursor, cursor.copy(statement) as copy:
         yield from map(bytes, copy)
 
 
-def _batches(rows: list[T]) -> Iterator[list[T]]:
+def batches(rows: list[T]) -> Iterator[list[T]]:
     for first in range(0, len(rows), BATCH_ROWS):
         yield rows[first : first + BATCH_ROWS]
 
