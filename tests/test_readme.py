@@ -42,14 +42,16 @@ def run(code: str, environment: dict[str, str]) -> str:
 
 def test_the_examples_run_one_after_the_other(environment: dict[str, str], database_url: str) -> None:
     outputs = [(heading, run(code, environment)) for heading, code in examples()]
-    assert [heading for heading, _ in outputs] == ["Configure", "Write", "Write", "COPY", "Read"]
-    configure, llm, otlp, copied, read = (output for _, output in outputs)
+    assert [heading for heading, _ in outputs] == ["Configure", "Write", "Write", "Write", "COPY", "Read", "Read"]
+    configure, llm, otlp, signals, copied, read, found = (output for _, output in outputs)
     assert configure == "True\n"
     assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\n", llm)
     assert otlp == "10 spans, 0 rejected\n"
+    assert signals == "36 points, 20 records\n"
     assert copied == "1000\n"
     assert "chat gpt-4o" in read
     assert "spans, the first one:" in read
+    assert "gen_ai.client.token.usage" in found
     assert count(database_url, "trace_spans") == 1011
 
 

@@ -21,7 +21,7 @@ from tests.telemetry import assert_summaries_exact, stored
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("OBSERVATORY_SHARED_DATA") or ROOT.parent / "shared" / "data")
-FILES = sorted(SHARED.glob("otlp/*.traces.pb")) or sorted((ROOT / "observatory_storage/captures").glob("*.pb"))
+FILES = sorted(SHARED.glob("otlp/*.traces.pb")) or sorted((ROOT / "observatory_storage/captures").glob("*.traces.pb"))
 SMALL = [path for path in FILES if path.stat().st_size < 100_000]
 
 

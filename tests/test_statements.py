@@ -123,6 +123,7 @@ RETURNS: dict[str, tuple[str, ...]] = {
     "lifecycle.sql.SUMMARIZE_BRIN": ("bigint",),
     "lifecycle.sql.ROWS_IN_DEFAULT": ("timestamp with time zone", "bigint"),
     "lifecycle.sql.TRY_MAINTENANCE_LOCK": ("boolean",),
+    "lifecycle.sql.UNLOCK_MAINTENANCE": ("boolean",),
     "migrations.schema_state.row": ("boolean",),
     "migrations.schema_state.versions": ("character varying",),
     "migrations._oldest_transaction.row": ("integer", "text", "text", "integer"),

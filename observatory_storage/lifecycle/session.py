@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Protocol
 
 import psycopg
@@ -44,9 +44,14 @@ def maintenance_session(
                 yield None
                 return
             time.sleep(_POLL_SECONDS)
-        connection.execute(statements.MAINTENANCE_SESSION)
-        connection.execute(statements.SET_LOCK_TIMEOUT, {"milliseconds": round(lock_timeout_seconds * 1000)})
-        yield connection
+        try:
+            connection.execute(statements.MAINTENANCE_SESSION)
+            connection.execute(statements.SET_LOCK_TIMEOUT, {"milliseconds": round(lock_timeout_seconds * 1000)})
+            yield connection
+        finally:
+            # The server notices a closed connection a little later, and who comes next would find the lock taken.
+            with suppress(psycopg.Error):  # of a server that is gone
+                connection.execute(statements.UNLOCK_MAINTENANCE)
 
 
 def _try_lock(connection: psycopg.Connection[Any]) -> bool:

@@ -116,6 +116,8 @@ WHERE {column} >= %(lower)s AND {column} < %(upper)s GROUP BY 1
 # One maintainer at a time in a database, until the session ends.
 TRY_MAINTENANCE_LOCK: Final = "SELECT pg_try_advisory_lock(hashtext('observatory_storage.maintenance'), 0)"
 
+UNLOCK_MAINTENANCE: Final = "SELECT pg_advisory_unlock(hashtext('observatory_storage.maintenance'), 0)"
+
 # The session of whoever maintains waits for locks as long as it is told, and for statements without limit: what
 # suits the queries of an application does not suit the building of an index.
 MAINTENANCE_SESSION: Final = "SET statement_timeout = 0; SET timezone = 'UTC'; SET datestyle = 'ISO'"
