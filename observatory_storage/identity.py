@@ -10,6 +10,7 @@ import json
 import re
 import struct
 import uuid
+from collections.abc import Iterable
 from typing import Any, Final
 
 from observatory_storage.errors import RejectedRowError
@@ -114,13 +115,15 @@ def series_id(metric_id: bytes, resource_id: bytes | None, attributes: bytes) ->
     return hashlib.blake2b(parts, digest_size=16, person=b"series").digest()
 
 
-def timed_id(unix_ms: int, content: bytes) -> bytes:
-    """Return a time-ordered UUID of version 8 (RFC 9562): milliseconds since 1970, then 64 bits of a SHA-256.
+def timed_ids(unix_ms: Iterable[int], contents: Iterable[bytes]) -> list[bytes]:
+    """Return a time-ordered UUID of version 8 (RFC 9562) for each content: milliseconds since 1970, then a hash.
 
-    Times outside the 48 bits that there are for them count as the first or the last.
+    The hash is 64 bits of SHA-256. Times outside the 48 bits that there are for them count as the first or the last.
     """
-    digest = hashlib.sha256(content).digest()
-    if not 0 <= unix_ms <= _LAST_MS:
-        unix_ms = 0 if unix_ms < 0 else _LAST_MS
+    digests = [hashlib.sha256(content).digest() for content in contents]
+    times = [time if 0 <= time <= _LAST_MS else 0 if time < 0 else _LAST_MS for time in unix_ms]
     # 48 bits of time; the version and four zero bits; 8 bits; the variant and six zero bits; 56 bits.
-    return _UINT64(unix_ms << 16 | 0x8000 | digest[0]) + b"\x80" + digest[1:8]
+    return [
+        _UINT64(time << 16 | 0x8000 | digest[0]) + b"\x80" + digest[1:8]
+        for time, digest in zip(times, digests, strict=True)
+    ]

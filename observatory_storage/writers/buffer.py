@@ -77,7 +77,7 @@ class RowBuffer:
             try:
                 for row in islice(left, _PUT_ROWS):
                     # A copy of a span takes 1 µs, and as much again from the garbage collector.
-                    chunk.append(dict(as_mapping(row)) if copy else as_mapping(row))
+                    chunk.append(dict(as_mapping(row)) if copy else row if type(row) is dict else as_mapping(row))
             except RejectedRowError as error:
                 self._put(kind, chunk, taken)
                 raise RejectedRowError(f"row {taken + len(chunk) + 1}: {error.reason}") from None

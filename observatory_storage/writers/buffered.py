@@ -89,6 +89,7 @@ class BufferedWriter(ABC, Generic[S]):
         self._rejected: deque[RejectedRowError] = deque()
         self._flushing = threading.Lock()
         self._flusher: int | None = None
+        self._flush_failed = False
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._ahead: Prepared[Any] | None = None
@@ -109,8 +110,10 @@ class BufferedWriter(ABC, Generic[S]):
         """
         with self._exclusively():
             left = len(self._buffer)
+            self._flush_failed = True
             while left > 0:
                 left -= self._write_batch()
+            self._flush_failed = False
         self._hand_over()
 
     def close(self) -> None:
@@ -179,9 +182,13 @@ class BufferedWriter(ABC, Generic[S]):
                 return
             try:
                 with self._exclusively():
-                    self._write_batch()
+                    # A flush that failed meanwhile has told its caller, whose turn it is: not at once again, nor
+                    # in a second voice.
+                    told, self._flush_failed = self._flush_failed, False
+                    if not told:
+                        self._write_batch()
                 self._hand_over()
-                pause = 0.0
+                pause = self._config.flush_interval_seconds if told else 0.0
             except Exception as error:  # noqa: BLE001 - this thread must live: a flush or a full buffer tells the caller
                 if self._closed:
                     return

@@ -121,9 +121,22 @@ def convert_rows(
     ready: Mapping[str, list[Any]] | None = None,
     kept: dict[int, dict[str, Any]] | None = None,
 ) -> list[WireRow]:
-    """Convert rows to tuples in the order of the layout's columns.
+    """Convert rows to tuples in the order of the layout's columns, as `convert_columns` converts them."""
+    columns = convert_columns(layout, rows, failed, ready=ready, kept=kept)
+    return list(zip(*map(columns.__getitem__, layout.names), strict=True))
 
-    `failed` gets the reasons of rows that cannot be stored, by place; their tuples are not to be used.
+
+def convert_columns(
+    layout: Layout,
+    rows: Sequence[GivenRow],
+    failed: dict[int, str],
+    *,
+    ready: Mapping[str, list[Any]] | None = None,
+    kept: dict[int, dict[str, Any]] | None = None,
+) -> dict[str, list[Any]]:
+    """Convert rows and return the layout's columns, by name.
+
+    `failed` gets the reasons of rows that cannot be stored, by place; their values are not to be used.
     `ready` holds columns that are converted already. What a column could not hold, in `kept` and found
     here, is added to the row's attributes as text under `observatory.<column>`.
     """
@@ -147,7 +160,7 @@ def convert_rows(
             for name, value in originals.items():
                 if columns[name][at] is None:
                     failed.setdefault(at, f"{name} is {_shown(value)}, which the column cannot hold")
-    return list(zip(*map(columns.__getitem__, layout.names), strict=True))
+    return columns
 
 
 def _bulk(kind: Kind, values: list[Any]) -> list[Any] | None:

@@ -26,7 +26,7 @@ from observatory_storage.models import (
     TraceRow,
     TraceSpan,
 )
-from observatory_storage.writers.convert import GivenRow, Rejections, WireRow, as_mapping, convert_rows, known_rows
+from observatory_storage.writers.convert import GivenRow, Rejections, WireRow, as_mapping, convert_columns, known_rows
 from observatory_storage.writers.keyed_batch import CHUNK_ROWS
 from observatory_storage.writers.log_batch import identify_logs, log_columns
 from observatory_storage.writers.metric_batch import identify_metric, identify_points, identify_series
@@ -139,10 +139,11 @@ class CopyWriter:
             failed: Failed = {}
             kept: Kept = {}
             ready = {"project": projects, **target.columns(chunk, projects, failed, kept)}
-            converted = convert_rows(layout, chunk, failed, ready=ready, kept=kept)
+            columns = convert_columns(layout, chunk, failed, ready=ready, kept=kept)
             for at, reason in failed.items():
                 raise RejectedRowError(reason, row=chunk[at])
-            yield layout, target.finish(converted, layout.names, chunk)
+            target.finish(columns, chunk)
+            yield layout, list(zip(*map(columns.__getitem__, layout.names), strict=True))
 
 
 @dataclass(frozen=True)
@@ -150,12 +151,12 @@ class _Target:
     """A table as COPY fills it.
 
     `sources` are keys that are no columns but make some, `made` optional columns that are filled though no row has
-    them. `columns` returns columns that follow from others, converted; `finish` completes rows in wire form.
+    them. `columns` returns columns that follow from others, converted; `finish` completes converted columns.
     """
 
     table: WriteTable
     columns: Callable[[Sequence[GivenRow], Sequence[str], Failed, Kept], Ready] = lambda *given: {}
-    finish: Callable[[list[WireRow], Sequence[str], Sequence[GivenRow]], list[WireRow]] = lambda rows, *given: rows
+    finish: Callable[[dict[str, list[Any]], Sequence[GivenRow]], None] = lambda *given: None
     sources: frozenset[str] = frozenset()
     made: frozenset[str] = frozenset()
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final, Self
 
-from observatory_storage.writers.convert import GivenRow, Rejections, WireRow, convert_rows
+from observatory_storage.writers.convert import GivenRow, Rejections, WireRow, convert_columns
 from observatory_storage.writers.kinds import JsonKind
 from observatory_storage.writers.resources import ResourceSet
 from observatory_storage.writers.tables import WriteTable
 
 # Rows converted before they are sent: the server works on one chunk while the next is converted.
 CHUNK_ROWS: Final = 64
+# More of small rows, while they come to so many bytes: a chunk costs 20 to 50 µs beside its rows.
+_MAX_CHUNK_ROWS: Final = 256
+_SMALL_CHUNK_BYTES: Final = 64 * 1024
 # A batch starts with few, because their size is not known before they are converted.
 _FIRST_CHUNK_ROWS: Final = 8
 _CHUNK_BYTES: Final = 4 * 1024 * 1024
@@ -42,7 +45,11 @@ class KeyedBatch:
 
     def chunks(self) -> Iterator[list[WireRow]]:
         """Convert and yield the rows a chunk at a time, without rejected ones."""
-        wide = [place for place, column in enumerate(self.layout.columns) if isinstance(column.kind, JsonKind)]
+        wide = [
+            place
+            for place, column in enumerate(self.layout.columns)
+            if isinstance(column.kind, JsonKind) or column.name == "body"
+        ]
         first, size = 0, _FIRST_CHUNK_ROWS
         while first < len(self._given):
             last = self._chunk_end(min(first + size, len(self._given)))
@@ -124,12 +131,16 @@ class KeyedBatch:
         kept = {at: dict(self._kept[place]) for at, place in enumerate(places) if place in self._kept}
         failed: dict[int, str] = {}
         ready.update(self._computed(given, ready, failed, kept))
-        rows = convert_rows(self.layout, given, failed, ready=ready, kept=kept)
-        if not failed:
-            return rows
-        for at, reason in failed.items():
-            self._reject(places[at], reason)
-        return [row for at, row in enumerate(rows) if at not in failed]
+        columns = convert_columns(self.layout, given, failed, ready=ready, kept=kept)
+        if failed:
+            for at, reason in failed.items():
+                self._reject(places[at], reason)
+            return self._convert(places)
+        return self._assemble(columns, given)
+
+    def _assemble(self, columns: dict[str, list[Any]], given: Sequence[GivenRow]) -> list[WireRow]:
+        """Make rows of converted columns."""
+        return list(zip(*map(columns.__getitem__, self.layout.names), strict=True))
 
 
 def _at(values: list[Any], places: Sequence[int]) -> list[Any]:
@@ -143,4 +154,4 @@ def _next_size(size: int, rows: Sequence[WireRow], wide: Sequence[int]) -> int:
     written = sum(len(row[place]) for place in wide for row in rows if row[place] is not None)
     if written > _CHUNK_BYTES:
         return max(1, size * _CHUNK_BYTES // written)
-    return min(size * 4, CHUNK_ROWS)
+    return min(size * 4, _MAX_CHUNK_ROWS if written * 4 < _SMALL_CHUNK_BYTES else CHUNK_ROWS)

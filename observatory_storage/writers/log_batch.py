@@ -5,12 +5,11 @@ from __future__ import annotations
 import datetime as dt
 import marshal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import itemgetter
 from typing import Any, Final, Self
 
 from sqlalchemy import Table
 
-from observatory_storage.identity import timed_id
+from observatory_storage.identity import timed_ids
 from observatory_storage.models import LogRecord
 from observatory_storage.models.base import table_of
 from observatory_storage.models.log import SEARCHED_CHARACTERS
@@ -38,7 +37,6 @@ _BODY: Final = LOGS.columns[LOGS.index["body"]]
 _BODY_JSON: Final = LOGS.columns[LOGS.index["body_json"]]
 # An id that was given; one that was not is made from the content.
 _OWN_ID: Final = Column("id", LOGS.columns[LOGS.index["id"]].kind)
-_ID: Final = LOGS.index["id"]
 _KEY_WIDTH: Final = len(LOGS.key)
 _MARSHAL_VERSION: Final = 2
 _UNIX_MS_OF_2000: Final = 946_684_800_000
@@ -105,16 +103,16 @@ class LogBatch(KeyedBatch):
         timestamps, ids = _keys(raw, failed)
         for place, reason in failed.items():
             self.rejections.add(known[place], reason)
-        places = sorted((place for place in range(len(known)) if place not in failed), key=timestamps.__getitem__)
         words = {"body"} if "body_json" in present else set()
         self.layout = LOGS.layout(present | words)
-        self._given = [known[place] for place in places]
-        self._keys["timestamp"] = [timestamps[place] for place in places]
-        self._keys["id"] = [ids[place] for place in places]
-        self._keys["project"] = [raw["project"][place] or project for place in places]
-        self._resolve_resources(
-            [raw["resource_id"][place] for place in places], [raw["resource"][place] for place in places]
-        )
+        raw |= {"timestamp": timestamps, "id": ids, "project": [named or project for named in raw["project"]]}
+        if failed or timestamps != sorted(timestamps):
+            places = sorted((place for place in range(len(known)) if place not in failed), key=timestamps.__getitem__)
+            known = [known[place] for place in places]
+            raw = {name: [column[place] for place in places] for name, column in raw.items()}
+        self._given = known if isinstance(known, list) else list(known)
+        self._keys |= {name: raw[name] for name in ("timestamp", "id", "project")}
+        self._resolve_resources(raw["resource_id"], raw["resource"])
 
     def _chunk_end(self, last: int) -> int:
         times = self._keys["timestamp"]
@@ -133,39 +131,32 @@ class LogBatch(KeyedBatch):
         computed: dict[str, list[Any]] = {"route_id": [None] * len(rows)}
         return computed | (_bodies(rows, failed, kept) if "body_json" in self.layout.names else {})
 
-    def _convert(self, places: Sequence[int]) -> list[WireRow]:
-        if self._rejected:
-            places = [place for place in places if place not in self._rejected]
-        rows = super()._convert(places)
-        if len(rows) < len(places):
-            places = [place for place in places if place not in self._rejected]
-        identified = identify_logs(rows, self.layout.names, [self._given[place] for place in places])
-        times = [row[0] for row in identified]
-        if len(set(times)) == len(times):
-            return identified
+    def _assemble(self, columns: dict[str, list[Any]], given: Sequence[GivenRow]) -> list[WireRow]:
+        identify_logs(columns, given)
+        rows = super()._assemble(columns, given)
+        if len(set(columns["timestamp"])) == len(rows):
+            return rows
         found: dict[WireRow, WireRow] = {}
-        for row in identified:
+        for row in rows:
             found.setdefault(row[:_KEY_WIDTH], row)
         return [found[key] for key in sorted(found)]
 
 
-def identify_logs(rows: Sequence[WireRow], names: Sequence[str], given: Sequence[GivenRow]) -> list[WireRow]:
-    """Fill in the ids of records in wire form: from their content, or those that they were given."""
-    content_of = itemgetter(*(names.index(name) if name in names else len(names) for name in _CONTENT))
-    trace_at = names.index("trace_id")
-    encode, absent = marshal.dumps, (None,)
-    identified = []
-    for row, source in zip(rows, given, strict=True):
-        key = row[_ID]
-        if key is None:
-            content = content_of(row + absent)
-            ordinal = source.get("ordinal")
-            # Six times as fast as JSON. Version 2 of the format says the same of equal values, whichever objects they
-            # are, and is written by every Python so far; a test holds the ids.
-            encoded = encode((ordinal, content) if ordinal else content, _MARSHAL_VERSION)
-            key = timed_id(row[0] // 1000 + _UNIX_MS_OF_2000, encoded)
-        identified.append((row[0], row[trace_at] or key, key, *row[3:]))
-    return identified
+def identify_logs(columns: dict[str, list[Any]], given: Sequence[GivenRow]) -> None:
+    """Fill in the ids of records in wire form, by column: from their content where they were given none."""
+    absent = [None] * len(given)
+    contents: Iterable[Any] = zip(*(columns.get(name, absent) for name in _CONTENT), strict=True)
+    ordinals = [row.get("ordinal") for row in given]
+    if any(ordinals):
+        contents = [
+            (ordinal, content) if ordinal else content for ordinal, content in zip(ordinals, contents, strict=True)
+        ]
+    # Six times as fast as JSON. Version 2 of the format says the same of equal values, whichever objects they are,
+    # and is written by every Python so far; a test holds the ids.
+    encoded = [marshal.dumps(content, _MARSHAL_VERSION) for content in contents]
+    made = timed_ids([time // 1000 + _UNIX_MS_OF_2000 for time in columns["timestamp"]], encoded)
+    columns["id"] = ids = [own or key for own, key in zip(columns["id"], made, strict=True)]
+    columns["route_id"] = [trace or key for trace, key in zip(columns["trace_id"], ids, strict=True)]
 
 
 def log_columns(
@@ -178,9 +169,12 @@ def log_columns(
 
 def _keys(raw: Mapping[str, list[Any]], failed: dict[int, str]) -> tuple[list[Any], list[Any]]:
     # A time that is missing never comes from the clock, or a replay would be a new record.
-    times = [
-        first or second or UNIX_EPOCH for first, second in zip(raw["timestamp"], raw["observed_timestamp"], strict=True)
-    ]
+    times = raw["timestamp"]
+    if None in times:
+        times = [
+            time if time is not None else observed if observed is not None else UNIX_EPOCH
+            for time, observed in zip(times, raw["observed_timestamp"], strict=True)
+        ]
     ids = raw["id"]
     return (
         convert_column(_TIMESTAMP, times, failed, {}),

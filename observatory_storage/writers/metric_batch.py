@@ -195,7 +195,8 @@ class PointBatch(KeyedBatch):
         raw["series_id"] = self._identify_series(raw, resource_ids, failed)
         # A time that is missing never comes from the clock, or a replay would be a new point.
         raw["timestamp"] = [
-            time or start or UNIX_EPOCH for time, start in zip(raw["timestamp"], raw["start_time"], strict=True)
+            time if time is not None else start if start is not None else UNIX_EPOCH
+            for time, start in zip(raw["timestamp"], raw["start_time"], strict=True)
         ]
         keys = {name: convert_column(column, raw[name], failed, {}) for name, column in _COLUMNS.items()}
         places = self._fold(known, keys, failed)
