@@ -21,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    PlainValidator,
     SecretStr,
     TypeAdapter,
     ValidationError,
@@ -32,7 +33,8 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from observatory_storage.errors import ConfigurationError
-from observatory_storage.settings import BY_KEY, SECTIONS, Given, Layer, Sources, unknown
+from observatory_storage.policies import DEFAULT_PARTITIONS, RetentionPolicy, partition_widths, retention_policies
+from observatory_storage.settings import BY_KEY, SECTIONS, TOP_LEVEL, Given, Layer, Sources, unknown
 
 _CONFIG: Final = ConfigDict(hide_input_in_errors=True, extra="forbid")
 _UNSUITABLE: Final = re.compile("[\x00\ud800-\udfff]")
@@ -263,6 +265,12 @@ class StorageConfig(_Validated):
     pool: PoolConfig = dataclasses.field(default_factory=PoolConfig)
     retry: RetryConfig = dataclasses.field(default_factory=RetryConfig)
     project: Annotated[Text, Field(max_length=255)] = Field(default="default")
+    retention: Annotated[tuple[RetentionPolicy, ...], PlainValidator(retention_policies)] = ()
+    """How long telemetry is kept; what has no policy is kept."""
+    partitions: Annotated[Mapping[str, str], PlainValidator(partition_widths)] = dataclasses.field(
+        default_factory=lambda: dict(DEFAULT_PARTITIONS), hash=False
+    )
+    """How wide new partitions are, by table: hour, day, week or month."""
 
     @classmethod
     def from_env(cls) -> StorageConfig:
@@ -288,9 +296,9 @@ class StorageConfig(_Validated):
         Its sections are postgres (url, or host, port, database, username, password, ssl_mode,
         application_name, parameters), redis (url, pool_size, timeout_secs), pool (max_connections,
         min_connections, connect_timeout_secs, idle_timeout_secs, max_lifetime_secs), retry (max_attempts,
-        initial_delay_ms, max_delay_ms, backoff_multiplier), and beside them stands `project`. The names of
-        the environment are taken as well. YAML needs PyYAML. Raises ConfigurationError, also for keys that
-        are not known.
+        initial_delay_ms, max_delay_ms, backoff_multiplier); beside them stand `project`, `retention` and
+        `partitions`, the last two as text or lists of texts. The names of the environment are taken as well.
+        YAML needs PyYAML. Raises ConfigurationError, also for keys that are not known.
         """
         sources = Sources()
         sources.read_file(os.fspath(path), strict=True)
@@ -356,7 +364,7 @@ def _assemble(layers: list[Layer], problems: list[str], names: dict[str, str]) -
     redis = _build(RedisConfig, {"url": "redis://localhost", **redis_values}, names, problems)
     pool = _build(PoolConfig, values("pool"), names, problems)
     retry = _build(RetryConfig, values("retry"), names, problems)
-    rest: dict[str, Any] = {"project": given["project"].value} if "project" in given else {}
+    rest: dict[str, Any] = {key: given[key].value for key in TOP_LEVEL if key in given}
     whole = _build(StorageConfig, rest, names, problems)
     if problems or not (whole and postgres and pool and retry):
         raise _error(tuple(problems))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,7 @@ from observatory_storage.connections import Connections, PoolStats, capacity_war
 from observatory_storage.embedded import EmbeddedServer, embedded_server
 from observatory_storage.errors import StorageError, translate_errors
 from observatory_storage.health import HealthReport, PostgresHealth, RedisHealth
-from observatory_storage.lifecycle import MaintenanceReport, PartitionWidth, maintenance
+from observatory_storage.lifecycle import MaintenanceReport, PartitionWidth, RetentionPolicy, maintenance
 from observatory_storage.migrations import SchemaState
 from observatory_storage.models import Base
 from observatory_storage.redis_client import RedisLink
@@ -134,6 +134,7 @@ class StoragePool:
         *,
         ahead: dt.timedelta = maintenance.AHEAD,
         widths: Mapping[str, PartitionWidth] | None = None,
+        retention: Iterable[RetentionPolicy] | None = None,
         wait_seconds: float = 0.0,
         dry_run: bool = False,
         on_progress: Callable[[str, int, int], None] | None = None,
@@ -141,8 +142,9 @@ class StoragePool:
         """Do what is due in the database, beside whoever writes and reads; call it every few minutes.
 
         Makes the partitions of the time until now + `ahead`, and those that rows of the last 90 days in DEFAULT
-        have to move to; then builds the text index of each partition of logs that has closed. `widths` says by
-        table what range of times a new partition takes; writers must be told the same.
+        have to move to; removes what is older than its policy; then builds the text index of each partition of
+        logs that has closed. `widths` says by table what range of times a new partition takes, and `retention` how
+        long telemetry is kept, each in the place of the configuration's; without a policy nothing is removed.
 
         May be called from many hosts at once: one of them works, the others wait for up to `wait_seconds` and
         then return a report that says so. What could not be done stands in the report; the next call tries
@@ -151,7 +153,13 @@ class StoragePool:
         the pool's. Raises UnavailableError where the server cannot be reached.
         """
         return maintenance.maintain(
-            self, ahead=ahead, widths=widths, wait_seconds=wait_seconds, dry_run=dry_run, on_progress=on_progress
+            self,
+            ahead=ahead,
+            widths=widths,
+            retention=retention,
+            wait_seconds=wait_seconds,
+            dry_run=dry_run,
+            on_progress=on_progress,
         )
 
     @property

@@ -97,10 +97,24 @@ SETTINGS: Final = (
     Setting("retry.max_delay_ms", _MILLISECONDS, ("DB_RETRY_MAX_DELAY_MS",)),
     Setting("retry.backoff_multiplier", "a number from 1 to 100", ("DB_RETRY_BACKOFF_MULTIPLIER",)),
     Setting("project", "text of 1 to 255 characters, in UTF-8 and without NUL", ("OBSERVATORY_PROJECT",)),
+    Setting(
+        "retention",
+        "policies as in traces=30d, logs=7d, traces:research=365d: a signal (traces, metrics or logs), a project "
+        "after a colon, and a number of h, d or w from 1h to 36525d, or forever; no two about the same",
+        ("OBSERVATORY_RETENTION",),
+    ),
+    Setting(
+        "partitions",
+        "widths as in traces=day, metrics=week, logs=hour: a signal or a partitioned table, and hour, day, week or "
+        "month; no two for one table",
+        ("OBSERVATORY_PARTITIONS",),
+    ),
 )
 
 BY_KEY: Final = {setting.key: setting for setting in SETTINGS}
 SECTIONS: Final = ("postgres", "redis", "pool", "retry")
+# Settings that stand beside the sections.
+TOP_LEVEL: Final = tuple(key for key in BY_KEY if "." not in key)
 _BY_NAME: Final = {name: setting for setting in SETTINGS for name in setting.names}
 _BY_FILE_KEY: Final = {
     key: setting
@@ -246,9 +260,9 @@ class Sources:
             elif value is not None:
                 self.problems.append(f"{key}{where} must be a section with settings of its own")
             return isinstance(value, dict)
-        if key.lower() == "project" or key.upper() in _BY_NAME:
+        if key.lower() in TOP_LEVEL or key.upper() in _BY_NAME:
             return True
-        candidates = [*SECTIONS, "project", *_BY_NAME]
+        candidates = [*SECTIONS, *TOP_LEVEL, *_BY_NAME]
         if strict:
             self.problems.append(unknown(key, key, candidates))
         elif difflib.get_close_matches(key.lower(), SECTIONS, cutoff=0.8):
@@ -268,8 +282,8 @@ class Sources:
                         f"{section}.{field}{where}",
                         item,
                     )
-            elif section == "project":
-                self._put(layer, BY_KEY["project"], f"project{where}", value)
+            elif section in TOP_LEVEL:
+                self._put(layer, BY_KEY[section], f"{section}{where}", value)
             else:
                 self._put(layer, _BY_NAME[key.upper()], f"{key}{where}", value)
         return layer

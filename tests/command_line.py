@@ -18,7 +18,18 @@ from typer.testing import CliRunner
 from observatory_storage.cli.app import app
 
 ROOT = Path(__file__).parent.parent
-_SETTINGS = ("DATABASE_URL", "DB_", "REDIS_", "OBSERVATORY_PROJECT", "PG", "COLUMNS", "NO_COLOR", "FORCE_COLOR")
+_SETTINGS = (
+    "DATABASE_URL",
+    "DB_",
+    "REDIS_",
+    "OBSERVATORY_PROJECT",
+    "OBSERVATORY_RETENTION",
+    "OBSERVATORY_PARTITIONS",
+    "PG",
+    "COLUMNS",
+    "NO_COLOR",
+    "FORCE_COLOR",
+)
 
 
 @dataclass(frozen=True)

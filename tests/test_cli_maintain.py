@@ -107,3 +107,33 @@ def test_a_terminal_sees_how_far_it_is(database_url: str) -> None:
     assert b"193/193" in shown
     assert b"text indexes" in shown
     assert b"193/193" not in done.stdout
+
+
+def test_what_is_expired_goes_and_is_said(database_url: str, pool: StoragePool) -> None:
+    old = dt.datetime.now(dt.UTC) - dt.timedelta(days=5)
+    PartitionManager(pool).ensure(table_of(LogRecord), [old])
+    with psycopg.connect(database_url) as connection:
+        for project, time in (("default", old), ("default", old - dt.timedelta(days=900)), ("audit", old)):
+            connection.execute(
+                "INSERT INTO logs (timestamp, route_id, id, project) VALUES (%s, %s, %s, %s)",
+                [time, uuid.uuid4(), uuid.uuid4(), project],
+            )
+    given = {"DATABASE_URL": database_url, "OBSERVATORY_RETENTION": "logs=3d, logs:audit=forever"}
+    dry = invoke("maintain", "--dry-run", "--json", environment=given)
+    assert dry.json["retention"]["rows_left"] == {"logs": 2}
+    assert "2 rows of logs to go, expired" in invoke("maintain", "--dry-run", environment=given).stdout
+    assert "2 rows of logs gone, expired" in invoke("maintain", environment=given).stdout
+    given["OBSERVATORY_RETENTION"] = "logs=3d"
+    dry = invoke("maintain", "--dry-run", "--json", environment=given)
+    name = f"logs_p{old:%Y%m%d%H}"
+    assert (dry.status, dry.json["retention"]["partitions_left"]) == (0, [name])
+    assert dry.json["retention"]["bytes_left"] > 0
+    done = invoke("maintain", environment=given).stdout.splitlines()
+    assert f"1 partition of logs gone, expired: {name}" in done
+    assert f"{dry.json['retention']['bytes_left']:,} bytes of expired partitions freed" in done
+
+
+def test_a_wrong_policy_is_one_sentence(database_url: str) -> None:
+    done = invoke("maintain", environment={"DATABASE_URL": database_url, "OBSERVATORY_RETENTION": "logs=3 days"})
+    assert done.status != 0
+    assert "OBSERVATORY_RETENTION is 'logs=3 days'; it may hold policies as in traces=30d" in done.stderr

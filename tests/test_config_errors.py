@@ -32,6 +32,17 @@ WRONG_NUMBERS = {
     "REDIS_TIMEOUT_SECS": ["0", "nan"],
     "DB_SSL_MODE": ["on", "REQUIRE", " prefer"],
     "OBSERVATORY_PROJECT": ["x" * 256],
+    "OBSERVATORY_RETENTION": [
+        "30d",
+        "spans=30d",
+        "logs=0h",
+        "logs:=1d",
+        "logs=1d, logs=2d",
+        "logs=1y",
+        "=",
+        "logs=-1d",
+    ],
+    "OBSERVATORY_PARTITIONS": ["day", "traces=minute", "metrics=day, metric_data_points=hour", "spans=day", "=day"],
 }
 
 

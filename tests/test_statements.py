@@ -19,6 +19,7 @@ import pytest
 from sqlalchemy import Select
 from sqlalchemy.sql.dml import Delete
 
+from observatory_storage.lifecycle import retention_sql
 from observatory_storage.migrations import VERSION_TABLE
 from observatory_storage.repositories import SpanFilters, TraceFilters, TraceStats, UsageRow
 from observatory_storage.repositories import trace_deletion as deletion
@@ -122,8 +123,32 @@ RETURNS: dict[str, tuple[str, ...]] = {
     "lifecycle.sql.CLOSED_PARTITIONS": ("text", "text[]"),
     "lifecycle.sql.SUMMARIZE_BRIN": ("bigint",),
     "lifecycle.sql.ROWS_IN_DEFAULT": ("timestamp with time zone", "bigint"),
+    "lifecycle.sql.PARTITION_SIZES": ("text", "bigint", "bigint"),
     "lifecycle.sql.TRY_MAINTENANCE_LOCK": ("boolean",),
     "lifecycle.sql.UNLOCK_MAINTENANCE": ("boolean",),
+    "lifecycle.retention_sql.PROJECTS": ("text",),
+    "lifecycle.retention_sql.PROJECTS_OF_POINTS": ("text",),
+    "lifecycle.retention_sql.CLOCK": ("timestamp with time zone",),
+    "lifecycle.retention_sql.BLOCKS": ("bigint",),
+    "lifecycle.retention_sql._EXPIRED": ("tid",),
+    "lifecycle.retention_sql.DELETE_EXPIRED": (),
+    "lifecycle.retention_sql.DELETE_ORPHANED": (),
+    "lifecycle.retention_sql.HAS_EXPIRED": ("boolean",),
+    "lifecycle.retention_sql.COUNT_EXPIRED": ("bigint",),
+    "lifecycle.retention_sql.DATED_TRACES": ("uuid", "timestamp with time zone", "timestamp with time zone"),
+    "lifecycle.retention_sql.UNDATED_TRACES": ("uuid", "timestamp with time zone", "timestamp with time zone"),
+    "lifecycle.retention_sql.COUNT_TRACES": ("bigint",),
+    "lifecycle.retention_sql.DELETE_OF_TRACES": (),
+    "lifecycle.retention_sql.DELETE_TRACES": (),
+    "lifecycle.retention_sql.HAS_TRACES": ("boolean",),
+    "lifecycle.retention_sql.HAS_SPANS": ("boolean",),
+    "lifecycle.retention_sql.HAS_OTHER_PROJECTS": ("boolean",),
+    "lifecycle.retention_sql.EVENT_PROJECTS": ("text",),
+    "lifecycle.retention_sql.NEXT_SERIES": ("uuid", "uuid"),
+    "lifecycle.retention_sql.DELETE_SERIES": (),
+    "lifecycle.retention_sql.NEXT_METRICS": ("uuid", "uuid"),
+    "lifecycle.retention_sql.DELETE_METRICS": (),
+    "lifecycle.retention_sql.PROJECTS_OF_METRICS": ("text",),
     "migrations.schema_state.row": ("boolean",),
     "migrations.schema_state.versions": ("character varying",),
     "migrations._oldest_transaction.row": ("integer", "text", "text", "integer"),
@@ -153,7 +178,7 @@ RETURNS: dict[str, tuple[str, ...]] = {
     "writers.sql.INSERT_DATA_POINTS": ("bytea",),
     "writers.sql.INSERT_LOGS": ("bytea",),
     "writers.sql.UPSERT_METRICS": (),
-    "writers.sql.CONFLICTING_POINTS": ("bytea",),
+    "writers.sql.CONFLICTING_POINTS": ("bigint",),
     "writers.sql.CONTENT_EVENTS": (
         "bytea",
         "bytea",
@@ -184,17 +209,22 @@ PUT_TOGETHER: dict[str, dict[str, str]] = {
         "writers.sql.INSERT_SPANS": writers_sql.INSERT_SPANS,
         "writers.sql.INSERT_EVENTS": writers_sql.INSERT_EVENTS,
         "writers.sql.INSERT_RESOURCES": writers_sql.INSERT_RESOURCES,
-        "writers.sql.INSERT_SERIES": writers_sql.INSERT_SERIES,
         "writers.sql.INSERT_DATA_POINTS": writers_sql.INSERT_DATA_POINTS,
         "writers.sql.INSERT_LOGS": writers_sql.INSERT_LOGS,
     },
     "writers.sql.merge_staging": {
         f"writers.sql.merge_staging.{table.name}": writers_sql.merge_staging(table, table.full) for table in STAGED
     },
+    **{
+        f"lifecycle.retention_sql.{name}": {f"lifecycle.retention_sql.{name}": getattr(retention_sql, name)}
+        for name in ("DELETE_EXPIRED", "DELETE_ORPHANED", "DATED_TRACES", "UNDATED_TRACES", "COUNT_TRACES")
+    },
     # It is a part of a CREATE TABLE.
     "writers.sql.create_staging.source": {},
+    "writers.sql.FOREIGN_TRACES": {"writers.sql.FOREIGN_TRACES": writers_sql.FOREIGN_TRACES},
     "writers.sql._upsert_traces": {"writers.sql.UPSERT_TRACES": writers_sql.UPSERT_TRACES},
     "writers.sql.UPSERT_METRICS": {"writers.sql.UPSERT_METRICS": writers_sql.UPSERT_METRICS},
+    "writers.sql.INSERT_SERIES": {"writers.sql.INSERT_SERIES": writers_sql.INSERT_SERIES},
     "writers.sql._conflicting_points": {"writers.sql.CONFLICTING_POINTS": writers_sql.CONFLICTING_POINTS},
     "writers.sql.RECOMPUTE_TRACES": {"writers.sql.RECOMPUTE_TRACES": writers_sql.RECOMPUTE_TRACES},
 }
@@ -203,8 +233,12 @@ IDENTIFIERS = {
     "table": "trace_spans",
     "default": "trace_spans_default",
     "partition": "trace_spans_default",
+    "relation": "trace_spans_default",
     "column": "start_time",
 }
+
+# Statements that are about another table than those.
+OF_OTHER_TABLES = {"lifecycle.retention_sql.PROJECTS_OF_POINTS": {"relation": "metric_data_points_default"}}
 
 # What a column of each Python type may be in PostgreSQL: the sums of integers are numeric.
 PYTHON_TYPES: dict[type, set[str]] = {
@@ -298,7 +332,10 @@ def test_each_hand_written_statement_fits_the_schema_and_returns_what_its_caller
 def check_hand_written(connection: Connection) -> None:
     for place, sql in hand_written():
         assert place in RETURNS, f"say in RETURNS what {place} returns"
-        assert prepare(connection, numbered(filled(sql, IDENTIFIERS))).types == RETURNS[place], place
+        assert (
+            prepare(connection, numbered(filled(sql, IDENTIFIERS | OF_OTHER_TABLES.get(place, {})))).types
+            == RETURNS[place]
+        ), place
 
 
 def test_no_hand_written_statement_is_missing() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import groupby
@@ -30,7 +30,7 @@ def maintain(
     database_url: DatabaseUrl = None,
     config: ConfigFile = None,
 ) -> None:
-    """Make partitions ahead and build the text indexes of closed ones.
+    """Make partitions ahead, remove what is older than its policy, and build the text indexes of closed partitions.
 
     To be called every few minutes, from as many hosts as you like: while one works, the others leave it to that
     one, which is no error. Prints nothing into a pipe where nothing was due.
@@ -63,13 +63,24 @@ def print_report(terminals: Terminals, report: MaintenanceReport) -> None:
         return
     if report.is_dry_run:
         _print_names(out, "to make", report.partitions_left)
+        _print_retention(
+            out, "to go", report.retention.partitions_left, report.retention.rows_left, report.retention.bytes_left
+        )
         _print_indexes(out, "to build", report.text_indexes_left)
     else:
         _print_names(out, "made", report.partitions_made)
+        retention = report.retention
+        _print_retention(out, "gone", retention.partitions_dropped, retention.rows_deleted, retention.bytes_freed)
         _print_indexes(out, "built", report.text_indexes_built)
     for problem in report.problems:
         terminals.err.print((terminals.err.text(problem), "red"))
-    if report.is_complete and not (report.partitions_made or report.text_indexes_built) and out.is_interactive:
+    is_idle = not (
+        report.partitions_made
+        or report.text_indexes_built
+        or report.retention.partitions_dropped
+        or report.retention.rows_deleted
+    )
+    if report.is_complete and is_idle and out.is_interactive:
         out.print((f"{out.glyphs.tick} ", "green"), "nothing is due")
 
 
@@ -78,6 +89,14 @@ def _print_names(out: Terminal, what: str, names: tuple[str, ...]) -> None:
         of_table = list(group)
         partitions = formats.counted(len(of_table), "partition")
         out.print(f"{partitions} of {out.text(table)} {what}: {_span(out, of_table)}")
+
+
+def _print_retention(out: Terminal, what: str, partitions: tuple[str, ...], rows: Mapping[str, int], size: int) -> None:
+    _print_names(out, f"{what}, expired", partitions)
+    if partitions:
+        out.print(f"{size:,} bytes of expired partitions {'to free' if what == 'to go' else 'freed'}")
+    for table, number in rows.items():
+        out.print(f"{formats.counted(number, 'row')} of {out.text(table)} {what}, expired")
 
 
 def _print_indexes(out: Terminal, what: str, names: tuple[str, ...]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import psycopg
@@ -14,10 +14,12 @@ from sqlalchemy import Table
 
 from observatory_storage.lifecycle import sql as statements
 from observatory_storage.lifecycle.partitions import ConnectionSource, PartitionManager
+from observatory_storage.lifecycle.retention import Retention, RetentionReport
 from observatory_storage.lifecycle.session import Configured, maintenance_session
 from observatory_storage.lifecycle.text_index import TextIndexer
 from observatory_storage.lifecycle.widths import PartitionWidth
 from observatory_storage.models import Base
+from observatory_storage.policies import FOREVER, TABLES, RetentionPolicy
 
 AHEAD: Final = dt.timedelta(days=7)
 """For how long there are partitions before their time comes."""
@@ -51,6 +53,7 @@ class MaintenanceReport:
     partitions_made: tuple[str, ...] = ()
     partitions_left: tuple[str, ...] = ()
     """What could not be made: `problems`, and the warnings of the log, say why."""
+    retention: RetentionReport = field(default_factory=RetentionReport)
     text_indexes_built: tuple[str, ...] = ()
     text_indexes_left: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
@@ -59,7 +62,8 @@ class MaintenanceReport:
     @property
     def is_complete(self) -> bool:
         """Tell whether all that was due has been done."""
-        return not (self.is_busy or self.partitions_left or self.text_indexes_left or self.problems)
+        left = self.partitions_left or self.text_indexes_left or self.problems
+        return self.retention.is_complete and not (self.is_busy or left)
 
 
 def maintain(
@@ -67,13 +71,17 @@ def maintain(
     *,
     ahead: dt.timedelta = AHEAD,
     widths: Mapping[str, PartitionWidth] | None = None,
+    retention: Iterable[RetentionPolicy] | None = None,
     wait_seconds: float = 0.0,
     dry_run: bool = False,
     on_progress: Progress | None = None,
 ) -> MaintenanceReport:
     """Do what is due; see `StoragePool.maintain`."""
+    manager = PartitionManager(pool, widths, move_limit=_MOVE_LIMIT)
+    policies = tuple(pool.config.retention if retention is None else retention)
+    report = on_progress or _say_nothing
     work = _Work(
-        PartitionManager(pool, widths, move_limit=_MOVE_LIMIT), TextIndexer(pool), ahead, on_progress or _say_nothing
+        manager, TextIndexer(pool), Retention(pool, manager, policies, on_progress=report), policies, ahead, report
     )
     session = maintenance_session(
         pool.config, lock_timeout_seconds=work.indexer.lock_timeout_seconds, wait_seconds=wait_seconds
@@ -105,27 +113,37 @@ class _Due:
 class _Work:
     manager: PartitionManager
     indexer: TextIndexer
+    retention: Retention
+    policies: Sequence[RetentionPolicy]
     ahead: dt.timedelta
     on_progress: Progress
 
     def preview(self, connection: psycopg.Connection[Any]) -> MaintenanceReport:
         due = self._due(connection)
+        retention = self.retention.run(dry_run=True)
         return MaintenanceReport(
             is_dry_run=True,
+            retention=retention,
             partitions_left=tuple(name for one in due for name in self._names(one.table, [*one.starts, *one.crowded])),
             text_indexes_left=tuple(self.indexer.pending(connection)),
-            problems=tuple(self._crowded(due)),
+            problems=(*self._crowded(due), *retention.problems),
         )
 
     def run(self, connection: psycopg.Connection[Any]) -> MaintenanceReport:
         due = self._due(connection)
         made, left, problems = self._make_partitions(due)
+        retention = self.retention.run()
+        problems += retention.problems
+        if retention.partitions_left:
+            names = ", ".join(retention.partitions_left)
+            problems.append(f"expired partitions could not be dropped, for others use their tables: {names}")
         indexes = self.indexer.build_on(
             connection, on_progress=lambda done, total: self.on_progress("text indexes", done, total)
         )
         return MaintenanceReport(
             partitions_made=tuple(made),
             partitions_left=tuple(left),
+            retention=retention,
             text_indexes_built=indexes.built,
             text_indexes_left=indexes.left,
             problems=tuple(filter(None, [*self._crowded(due), *problems, indexes.problem])),
@@ -158,10 +176,16 @@ class _Work:
                 default=sql.Identifier(default), column=sql.Identifier(table.info["partition_column"])
             )
             width = self.manager.width(table.name)
-            bounds = {"lower": now - _PLACED, "upper": now + self.ahead}
+            # What every policy lets go needs no place any more.
+            oldest = now - min(_PLACED, self._longest_kept(table))
+            bounds = {"lower": oldest, "upper": now + self.ahead}
             for hour, count in connection.execute(query, bounds).fetchall():
                 rows[width.floor(hour)] += count
         return rows
+
+    def _longest_kept(self, table: Table) -> dt.timedelta:
+        keep = {policy.project: policy.keep for policy in self.policies if table.name in TABLES[policy.signal]}
+        return max(keep.values()) if None in keep else FOREVER
 
     def _make_partitions(self, due: Sequence[_Due]) -> tuple[list[str], list[str], list[str]]:
         made: list[str] = []

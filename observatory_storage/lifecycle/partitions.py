@@ -11,7 +11,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
@@ -21,6 +21,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 from sqlalchemy import Table
 
+from observatory_storage.config import StorageConfig
 from observatory_storage.errors import StorageError, UnavailableError, describe, translate_errors
 from observatory_storage.lifecycle import sql as statements
 from observatory_storage.lifecycle.widths import DEFAULT_WIDTHS, PartitionWidth, gap_suffix
@@ -36,10 +37,14 @@ _ATTEMPTS: Final = 5
 _MOVE_LIMIT: Final = 20_000
 # A partition that could not be made is left alone for this long, so that not every batch waits for it.
 _PAUSE_SECONDS: Final = 60.0
+# Attempts to drop or detach a partition, each with a quarter of a second for each lock: whoever reads or writes
+# the table queues behind it that long. The pauses are longer, so that they get through in between.
+_REMOVAL_ATTEMPTS: Final = 20
 # The table exists; the lock was not granted; a deadlock was resolved at our cost.
 _RETRIED: Final = ("42P07", "55P03", "40P01")
 
 
+Condition: TypeAlias = Callable[[psycopg.Connection[Any]], bool]
 _Range: TypeAlias = tuple[dt.datetime, dt.datetime]
 
 
@@ -70,11 +75,24 @@ class Partition:
         return (self.lower is None or self.lower < upper) and (self.upper is None or lower < self.upper)
 
 
-class PartitionManager:
-    """Finds and makes the partitions of time-partitioned tables. Safe to share between threads.
+@dataclass(frozen=True, slots=True)
+class PartitionSize:
+    """What a partition takes: bytes on disk with indexes and TOAST, and rows as PostgreSQL estimates them.
 
-    `widths` says by table name what range of times a new partition takes: an hour for logs, else a day. It may
-    change at any time; partitions that exist stay as they are, and a new one takes only what they leave free.
+    `rows` is None where the partition was never analyzed or vacuumed.
+    """
+
+    partition: Partition
+    total_bytes: int
+    rows: int | None
+
+
+class PartitionManager:
+    """Finds, makes and removes the partitions of time-partitioned tables. Safe to share between threads.
+
+    `widths` says by table name what range of times a new partition takes; a table that it leaves out has what
+    the pool's configuration says, which is an hour for logs and else a day. It may change at any time; partitions
+    that exist stay as they are, and a new one takes only what they leave free.
     `move_limit` is how many rows of DEFAULT a new partition takes along; where there are more, it is not made.
     """
 
@@ -87,7 +105,7 @@ class PartitionManager:
     ) -> None:
         self._pool = pool
         self._move_limit = move_limit
-        self._widths = {**DEFAULT_WIDTHS, **(widths or {})}
+        self._widths = {**DEFAULT_WIDTHS, **_configured(pool), **(widths or {})}
         self._known: dict[str, set[dt.datetime]] = {}
         self._given_up: dict[tuple[str, dt.datetime], float] = {}
         self._lock = threading.Lock()
@@ -131,11 +149,60 @@ class PartitionManager:
                 self._given_up.update(((table.name, lower), now + _PAUSE_SECONDS) for lower in left)
             return [lower for lower, _ in absent if lower not in known]
 
+    def sizes(self, table: Table) -> Sequence[PartitionSize]:
+        """Return what each partition of a table takes, ordered by name, DEFAULT included; reads no rows."""
+        with translate_errors(), self._pool.raw_connection() as connection:
+            connection.execute(statements.MAINTENANCE_SETTINGS)
+            partitions = {partition.name: partition for partition in _partitions(connection, table.name)}
+            rows = connection.execute(statements.PARTITION_SIZES, {"table": table.name}).fetchall()
+        return [
+            PartitionSize(partitions[name], total_bytes, rows_estimate)
+            for name, total_bytes, rows_estimate in rows
+            if name in partitions
+        ]
+
+    def drop(self, table: Table, name: str, *, only_if: Condition | None = None) -> bool:
+        """Drop a partition with its rows, in a transaction of its own; tells whether it is gone.
+
+        Waits for whoever reads or writes the table, a quarter of a second at a time, and lets others through
+        in between; False where twenty attempts brought no lock. `only_if` is asked when nobody can read or write
+        the table any more; what it refuses stays, and the answer is False. Raises ValueError for DEFAULT.
+        """
+        return self._remove(table, name, statements.DROP_PARTITION, only_if)
+
+    def detach(self, table: Table, name: str) -> bool:
+        """Make a table of its own of a partition, which keeps its rows and its name; waits as `drop` does.
+
+        Not CONCURRENTLY, which PostgreSQL refuses where there is a DEFAULT partition.
+        """
+        return self._remove(table, name, statements.DETACH_PARTITION, None)
+
     def forget(self) -> None:
         """Drop what is remembered of existing partitions; the next `ensure` looks again."""
         with self._lock:
             self._known.clear()
             self._given_up.clear()
+
+    def _remove(
+        self,
+        table: Table,
+        name: str,
+        statement: str,
+        only_if: Condition | None,
+    ) -> bool:
+        for attempt in range(1, _REMOVAL_ATTEMPTS + 1):
+            try:
+                with translate_errors(), self._pool.raw_connection() as connection:
+                    removed = _remove_locked(connection, table, name, statement, only_if)
+                    connection.commit()
+                self.forget()
+                return removed
+            except StorageError as error:
+                if error.sqlstate not in _RETRIED:
+                    raise
+                _log.info("removing %s, attempt %d of %d: %s", name, attempt, _REMOVAL_ATTEMPTS, describe(error))
+                time.sleep(random.uniform(0.1, 0.5))  # noqa: S311 - so that others get between the attempts
+        return False
 
     def _ensure(self, table: Table, width: PartitionWidth, ranges: Sequence[_Range]) -> set[dt.datetime]:
         for attempt in range(1, _ATTEMPTS + 1):
@@ -192,6 +259,38 @@ def _free(partitions: Iterable[Partition], lower: dt.datetime, upper: dt.datetim
             free.append((lower, partition.lower))
         lower = upper if partition.upper is None else max(lower, partition.upper)
     return [*free, (lower, upper)] if lower < upper else free
+
+
+def _configured(pool: ConnectionSource) -> dict[str, PartitionWidth]:
+    config = getattr(pool, "config", None)
+    if not isinstance(config, StorageConfig):
+        return {}
+    return {table: PartitionWidth(width) for table, width in config.partitions.items()}
+
+
+def _remove_locked(
+    connection: psycopg.Connection[Any],
+    table: Table,
+    name: str,
+    statement: str,
+    only_if: Condition | None,
+) -> bool:
+    """Take the locks in the order in which queries do, the parent first, and remove the partition."""
+    names = {"table": sql.Identifier(table.name), "partition": sql.Identifier(name)}
+    connection.execute(statements.MAINTENANCE_SETTINGS)
+    connection.execute(statements.LOCK_TABLE_MAINTENANCE, {"table": table.name})
+    partition = next((one for one in _partitions(connection, table.name) if one.name == name), None)
+    if partition is None:
+        return True
+    if partition.is_default:
+        raise ValueError(f"{name} is the DEFAULT partition, which takes what has no other place and stays")
+    connection.execute(statements.SHORT_LOCK_TIMEOUT)
+    connection.execute(sql.SQL(statements.LOCK_PARENT).format(**names))
+    connection.execute(sql.SQL(statements.LOCK_PARTITION).format(**names))
+    if only_if is not None and not only_if(connection):
+        return False
+    connection.execute(sql.SQL(statement).format(**names))
+    return True
 
 
 def _partitions(connection: psycopg.Connection[Any], table: str) -> list[Partition]:

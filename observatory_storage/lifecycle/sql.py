@@ -48,6 +48,19 @@ INSERT INTO {partition} SELECT * FROM moved
 
 ATTACH: Final = "ALTER TABLE {table} ATTACH PARTITION {partition} FOR VALUES FROM ({lower}) TO ({upper})"
 
+# What each partition takes; ordered by name. The estimate is -1 before the first ANALYZE or VACUUM.
+PARTITION_SIZES: Final = """
+SELECT c.relname::text, pg_total_relation_size(c.oid), nullif(c.reltuples, -1)::bigint
+FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+WHERE i.inhparent = %(table)s::regclass ORDER BY c.relname
+"""
+
+# What DROP and DETACH lock by themselves, but for DEFAULT: one after the other, so that each wait is a short one.
+LOCK_PARENT: Final = "LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE"
+LOCK_PARTITION: Final = "LOCK TABLE {partition} IN ACCESS EXCLUSIVE MODE"
+DROP_PARTITION: Final = "DROP TABLE {partition}"
+DETACH_PARTITION: Final = "ALTER TABLE {table} DETACH PARTITION {partition}"
+
 # The plain partitions of a table and whether each has its part of a partitioned index; ordered by name.
 PARTITIONS_AND_INDEX: Final = """
 SELECT c.relname::text AS partition,
