@@ -46,23 +46,21 @@ def encode_json(value: Any) -> bytes:
 def encode_canonical_json(value: Any) -> bytes:
     """Encode a value as `encode_json` does, with sorted keys: equal values have equal bytes.
 
-    Raises RecursionError for a value that is nested deeper than Python's recursion limit or orjson's 254 levels.
+    Raises RecursionError for a value that is nested deeper than Python's recursion limit.
     """
     try:
         encoded = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-        if NUL_ESCAPE not in encoded:
-            return encoded
     except (orjson.JSONEncodeError, RecursionError):
-        pass
-    try:
-        return orjson.dumps(repair_json(value), option=orjson.OPT_SORT_KEYS)
-    except orjson.JSONEncodeError:
-        raise RecursionError("nested too deeply") from None
+        return _encode_repaired(value, sort_keys=True)
+    return _encode_repaired(value, sort_keys=True) if NUL_ESCAPE in encoded else encoded
 
 
-def _encode_repaired(value: Any) -> bytes:
+def _encode_repaired(value: Any, *, sort_keys: bool = False) -> bytes:
     # orjson ends at 254 levels, the standard library's encoder at Python's recursion limit.
-    return json.dumps(repair_json(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    repaired = repair_json(value)
+    return json.dumps(
+        repaired, separators=(",", ":"), ensure_ascii=False, allow_nan=False, sort_keys=sort_keys
+    ).encode()
 
 
 def repair_json(value: Any) -> Any:

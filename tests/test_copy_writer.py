@@ -108,6 +108,20 @@ def test_logs_have_the_ids_that_the_log_writer_gives_them(pool: StoragePool, dat
         assert (writer.write_stats().logs_written, writer.write_stats().logs_duplicate) == (0, 3)
 
 
+def test_equal_logs_raise_unless_their_ordinal_tells_them_apart(pool: StoragePool, database_url: str) -> None:
+    line = {"timestamp": NOW, "body": "again"}
+    with pool.raw_connection() as connection, pytest.raises(IntegrityError):
+        CopyWriter().write_logs(connection, [line, dict(line)])
+    with pool.raw_connection() as connection:
+        CopyWriter().write_logs(connection, [line, line | {"ordinal": 1}])
+        connection.commit()
+    with LogWriter(pool) as writer:
+        writer.write_logs([line, dict(line)])
+        writer.flush()
+        assert writer.write_stats().logs_duplicate == 2
+    assert len(stored(database_url, ["logs"])["logs"]) == 2
+
+
 @pytest.mark.every_server
 def test_metrics_have_the_ids_that_the_metric_writer_gives_them(pool: StoragePool, database_url: str) -> None:
     metric = {"name": "tokens", "metric_type": "histogram", "temporality": "delta", "unit": "{token}"}

@@ -5,16 +5,17 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import inspect
 from sqlalchemy.orm.exc import DetachedInstanceError
 
-from observatory_storage.errors import NotFoundError
+from observatory_storage.errors import InvalidFilterError, NotFoundError
 from observatory_storage.models import LogRecord
 from observatory_storage.pool import StoragePool
-from observatory_storage.repositories import log_windows
+from observatory_storage.repositories import TraceRepository, log_windows
 from observatory_storage.repositories.log import LogRepository
 from observatory_storage.repositories.log_filters import LogFilters
 from observatory_storage.repositories.log_windows import LIST_PARTITIONS
@@ -53,7 +54,8 @@ def test_a_record_is_found_by_its_id(repository: LogRepository, pool: StoragePoo
         assert repository.get_by_id(row["id"], timestamp=row["timestamp"].replace(tzinfo=None)).id == row["id"]
         with pytest.raises(NotFoundError, match=str(row["id"])):
             repository.get_by_id(row["id"], timestamp=row["timestamp"] + dt.timedelta(microseconds=1))
-    for absent in (uuid.uuid4(), computed_id(at()), "nonsense", ""):
+    absent: Any
+    for absent in (uuid.uuid4(), computed_id(at()), "nonsense", "", None, 5, b"0123456789abcdef"):
         with pytest.raises(NotFoundError):
             repository.get_by_id(absent)
 
@@ -264,3 +266,22 @@ def test_a_deletion_on_a_session_is_the_callers_to_commit(pool: StoragePool) -> 
         assert LogRepository(session).delete_before(at(3), batch_size=2) == 3
         assert LogRepository(session).get_stats().log_count == 2
     assert LogRepository(pool).get_stats().log_count == 5
+
+
+@pytest.mark.parametrize("cutoff", ["now", None, dt.date(2026, 3, 10), 1767225600])
+def test_what_is_no_datetime_deletes_nothing(pool: StoragePool, cutoff: Any) -> None:
+    store_logs(pool, [log(1)])
+    repository: Any = LogRepository(pool)
+    refusing: Any
+    for refusing in (LogRepository(pool).delete_before, TraceRepository(pool).delete_before):
+        with sent(pool) as seen, pytest.raises(InvalidFilterError, match=r"^cutoff: it is .* and must be a datetime$"):
+            refusing(cutoff)
+        assert not seen
+    with pytest.raises(InvalidFilterError, match=r"^timestamp: it is"):
+        repository.get_by_id(uuid.uuid4(), timestamp="now" if cutoff is None else cutoff)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, None])
+def test_a_batch_holds_one_record_at_least(pool: StoragePool, batch_size: Any) -> None:
+    with pytest.raises(InvalidFilterError, match=r"^batch_size: it is .* and must be 1 or more$"):
+        LogRepository(pool).delete_before(at(), batch_size=batch_size)

@@ -8,16 +8,19 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from observatory_storage.errors import InvalidFilterError
+from observatory_storage.models import LogRecord
 from observatory_storage.pool import StoragePool
 from observatory_storage.repositories import log as log_module
 from observatory_storage.repositories import log_reading
 from observatory_storage.repositories.log import LogRepository
 from observatory_storage.repositories.log_filters import LogFilters
 from observatory_storage.repositories.log_results import SnippetStyle
+from observatory_storage.repositories.log_search import find_search
 from tests.logs import Row, at, ids, index_hours, log, make_hours, newest_first, read_by, sent, store_logs
 
 SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -45,6 +48,16 @@ BODIES = (
     None,
     "",
     "order_created user-id=42 request_id=3f2b-77",
+    "word17",
+    "word170 xword17 word17x b word17",
+    "(Word17-b)",
+    "WORD17,word170",
+    "日 word17\u3002日",
+    "word17/a1 word17_a1",
+    "a-1b",
+    "12.5abc abcd",
+    "https://api.example.org/path/more http://h.example/path",
+    "word1700 aword17 word17b",
 )
 
 
@@ -81,6 +94,14 @@ BODIES = (
         ("connection !!! ???", {0, 1, 2}),
         ("& | ! ( ) : * < > connection", {0, 1, 2}),
         ("connection\0closed", set()),
+        ("word17", {14, 15, 16, 17, 18, 19}),
+        ("word17-b", {16}),
+        ("b", {15, 16}),
+        ("42", {13}),
+        ("1b", {20}),
+        ("abc", {21}),
+        ("/path", {22}),
+        ("a1", {19}),
     ],
 )
 @pytest.mark.parametrize("indexed", [False, True])
@@ -120,6 +141,107 @@ def test_ranking_and_snippets_need_a_search(pool: StoragePool) -> None:
     for options in ({"ranked": True}, {"snippets": True}):
         with pytest.raises(InvalidFilterError, match="search: "):
             LogRepository(pool).search_logs(LogFilters(), **options)
+
+
+def unhinted(pool: StoragePool, text: str, project: str) -> set[uuid.UUID]:
+    """What the server finds without any look before."""
+    vector = "to_tsvector('simple', body) @@ websearch_to_tsquery('simple', :text)"
+    with pool.session() as session:
+        statement = sa.text(f"SELECT id FROM logs WHERE project = :project AND {vector}")
+        return set(session.execute(statement, {"text": text, "project": project}).scalars())
+
+
+PIECES = (*"ab1.-_/:@  '&<>+é", "9e5", "http://", "www.", "com", "<b>", "&amp;", "\u212a", "İ", "日", "\u0301")
+
+
+@SETTINGS
+@given(
+    bodies=st.lists(st.lists(st.sampled_from(PIECES), max_size=10).map("".join), min_size=5, max_size=20),
+    text=st.lists(st.sampled_from((*PIECES, "k", "i", " ", " ")), min_size=1, max_size=6).map("".join),
+    quoted=st.booleans(),
+)
+def test_the_look_before_hides_nothing(pool: StoragePool, bodies: list[str], text: str, quoted: bool) -> None:
+    project = uuid.uuid4().hex
+    store_logs(pool, [log(number, body=body, project=project) for number, body in enumerate([*bodies, text])])
+    asked = f'"{text}"' if quoted else text
+    try:
+        found = LogRepository(pool).search_text(asked, project=project)
+    except InvalidFilterError:
+        return
+    assert set(ids(found)) == unhinted(pool, asked, project)
+
+
+def hinted(pool: StoragePool, text: str) -> int:
+    """How many bodies are read as words."""
+    with pool.session() as session:
+        search = find_search(session, text)
+        assert search is not None
+        return session.execute(sa.select(sa.func.count()).select_from(LogRecord).where(search.hint)).scalar_one()
+
+
+def test_a_part_of_a_longer_word_is_no_reason_to_read_a_body(pool: StoragePool) -> None:
+    store_bodies(pool, [*(f"a word{number} b" for number in range(160, 200)), "a word17 b", "sword17", "Word17. b"])
+    assert hinted(pool, "word17") == 2
+    assert hinted(pool, "word1") == 0
+    assert hinted(pool, "word") == 42
+    assert hinted(pool, "wor") == 0
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_phrase_of_common_words_is_read_where_its_words_meet(pool: StoragePool, indexed: bool) -> None:
+    make_hours(pool, 0, 1)
+    if indexed:
+        index_hours(pool, [0])
+    far = "red " + "x " * 9000 + "hot end"
+    phrases = ["a Red-hot pan", "red, HOT!", "red <b>hot</b>", "red http://hot", "red &amp; hot", "one red hot"]
+    others = ["hot red", "red is hot", "redhot", "red hotter", "bored hot", "red 1 hot", "red", None, far]
+    rows = store_bodies(pool, [*phrases, *others])
+    repository = LogRepository(pool)
+    assert ids(repository.search_text('"red hot"')) == ids(newest_first(rows[:6]))
+    assert ids(repository.search_text('"red hot" pan')) == [rows[0]["id"]]
+    assert ids(repository.search_text('"red hot" -pan -b')) == ids(newest_first(rows[1:6]))
+    assert ids(repository.search_text('"one red-hot"')) == []
+    assert ids(repository.search_text('"one red hot"')) == [rows[5]["id"]]
+    assert hinted(pool, '"red hot"') == 7
+    # Places end at 16,383: what is behind seems to be one.
+    rows += store_bodies(pool, ["x " * 16_381 + "red a b hot"])
+    assert ids(repository.search_text('"red hot"'))[-7:] == ids(newest_first([*rows[:6], rows[-1]]))
+
+
+def test_a_word_that_is_cut_where_the_searched_part_ends_is_found(pool: StoragePool) -> None:
+    rows = store_bodies(pool, ["x " * 62_498 + " abcd", "y"])
+    assert ids(LogRepository(pool).search_text("abc")) == [rows[0]["id"]]
+    assert LogRepository(pool).search_text("abcd").items == ()
+
+
+@pytest.mark.parametrize(
+    ("style", "said"),
+    [
+        ({"max_words": 0}, "max_words is 0 and must be 2 to 1,000"),
+        ({"max_words": 1}, "max_words is 1 and"),
+        ({"max_words": -5}, "max_words is -5 and"),
+        ({"max_words": 2**40}, "max_words is"),
+        ({"max_words": "5"}, "max_words is '5' and"),
+        ({"max_fragments": -1}, "max_fragments is -1 and must be 1 to 100"),
+        ({"max_fragments": 0}, "max_fragments is 0 and"),
+        ({"start_mark": "a\0b"}, "start_mark holds a character that PostgreSQL cannot take"),
+        ({"end_mark": "\ud800"}, "end_mark holds a character"),
+        ({"delimiter": None}, "delimiter is None and must be text"),
+    ],
+)
+def test_a_style_that_the_server_would_not_take_is_refused(pool: StoragePool, style: Any, said: str) -> None:
+    with sent(pool) as seen, pytest.raises(InvalidFilterError, match=said) as refused:
+        LogRepository(pool).search_text("x", snippets=SnippetStyle()._replace(**style))
+    assert len(refused.value.problems) == 1
+    assert not seen
+
+
+def test_marks_come_as_they_are(pool: StoragePool) -> None:
+    store_bodies(pool, ["it failed here"])
+    for mark in ("", "'", '"', "\\", "\\\\", ', MaxWords="', "[\t"):
+        (match,) = LogRepository(pool).search_text("failed", snippets=SnippetStyle(mark, mark, max_words=2))
+        assert match.snippet is not None
+        assert f"{mark}failed{mark}" in match.snippet
 
 
 ALPHABET = ("red", "Green", "BLUE", "grün", "red-hot", "k9")
@@ -309,6 +431,14 @@ def test_a_rare_word_is_found_by_the_index_and_a_common_one_in_the_newest_partit
         assert f"Bitmap Index Scan on logs_p20260310{hour}_text_idx" in plans
         assert f"Seq Scan on logs_p20260310{hour}" not in plans
     assert len(seen) == 2 + 2 * 2
+    # For a phrase the index is asked for the words, wherever they stand: then it needs no body.
+    with sent(pool) as seen:
+        assert ids(repository.search_text('"common needle"')) == [rows[17_990]["id"], rows[5000]["id"]]
+    plans = "\n".join(seen.plans)
+    assert "Bitmap Index Scan on logs_p2026031012_text_idx" in plans
+    conditions = [line for line in plans.splitlines() if "Index Cond" in line or "Recheck Cond" in line]
+    assert any("common" in line for line in conditions)
+    assert not any("<->" in line or "websearch" in line for line in conditions)
     # What is common is taken from the newest partition, and the others of its window are never begun.
     with sent(pool) as seen:
         assert ids(repository.search_text("common", limit=10)) == ids(newest_first(rows))[:10]

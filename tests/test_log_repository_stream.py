@@ -358,3 +358,25 @@ def test_concurrent_writers_are_followed_exactly(pool: StoragePool, database_url
     assert restarts > 3
     assert len(seen) == len(committed)
     assert set(seen) == set(committed)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("poll_interval_seconds", -1),
+        ("poll_interval_seconds", float("nan")),
+        ("poll_interval_seconds", float("inf")),
+        ("poll_interval_seconds", None),
+        ("idle_timeout_seconds", -5),
+        ("idle_timeout_seconds", float("nan")),
+        ("idle_timeout_seconds", "5"),
+        ("batch_size", 0),
+        ("batch_size", 2.5),
+        ("recent", -1),
+    ],
+)
+def test_numbers_that_cannot_hold_are_refused(pool: StoragePool, option: str, value: Any) -> None:
+    with sent(pool) as seen, pytest.raises(InvalidFilterError, match=f"^{option}: it is {value!r} and must") as refused:
+        LogRepository(pool).stream_logs(**{option: value})
+    assert len(refused.value.problems) == 1
+    assert not seen

@@ -42,6 +42,10 @@ def test_a_metric_is_found_by_its_id_in_any_form(pool: StoragePool) -> None:
     for wrong in (uuid.uuid4(), b"short", "no id"):
         with pytest.raises(NotFoundError):
             repository.get_by_id(wrong)
+    nothing: Any
+    for nothing, what in ((None, "None"), (5, "of type int")):
+        with pytest.raises(InvalidFilterError, match=f"^metric_id: it is {what} and must be a UUID, 16 bytes or hex"):
+            repository.get_by_id(nothing)
 
 
 def test_one_name_can_stand_for_several_metrics(pool: StoragePool) -> None:

@@ -338,6 +338,8 @@ def test_what_cannot_be_asked_is_refused(pool: StoragePool, asked: dict[str, Any
 def test_a_metric_that_is_not_there_is_said_to_be(pool: StoragePool) -> None:
     with pytest.raises(NotFoundError, match="no metric is stored with the name absent"):
         ask(pool, "absent", "avg")
+    with pytest.raises(NotFoundError, match=r"^no metric is stored with the name '' that the filters let through$"):
+        ask(pool, "", "avg")
     query = MetricQuery(metric_id=content_id("x"), start=at(0), end=at(1))
     with pytest.raises(NotFoundError, match="no metric is stored with the id"):
         MetricRepository(pool).get_metric_aggregates(query)

@@ -268,6 +268,7 @@ def test_times_come_back_in_utc_whatever_the_servers_zone(pool: StoragePool, dat
 
 SPAN = "INSERT INTO trace_spans (trace_id, span_id, start_time) VALUES (gen_random_uuid(), '\\x0102030405060708', %s)"
 LOG = "INSERT INTO logs (timestamp, route_id, id, body) VALUES (%s, gen_random_uuid(), gen_random_uuid(), 'before')"
+METRIC = "INSERT INTO metrics (id, name, metric_type) VALUES (gen_random_uuid(), 'before', 'gauge')"
 FIRST_DAY = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 INDEXES = """
     SELECT c.relname, x.indisvalid FROM pg_index AS x JOIN pg_class AS c ON c.oid = x.indexrelid
@@ -301,8 +302,10 @@ def query(url: str, statement: str) -> list[tuple[Any, ...]]:
 def test_a_store_with_data_and_many_partitions_goes_up_and_down(empty_database_url: str) -> None:
     url, days = empty_database_url, 30
     config = make_release_one(url, days)
+    execute(url, METRIC)
     files = (
-        "SELECT relname, relfilenode FROM pg_class WHERE relkind = 'r' AND relname ~ '^(logs|trace_spans)' ORDER BY 1"
+        "SELECT relname, relfilenode FROM pg_class"
+        " WHERE relkind = 'r' AND relname ~ '^(logs|trace_spans|metrics|metric_series)' ORDER BY 1"
     )
     rows = "SELECT timestamp, id, body FROM logs ORDER BY 1"
     before, stored = query(url, files), query(url, rows)
@@ -314,6 +317,9 @@ def test_a_store_with_data_and_many_partitions_goes_up_and_down(empty_database_u
     assert len(indexes) == days + 2
     assert {valid for _, valid in indexes} == {True}
     assert query(url, "SELECT count(transaction_id), count(*) FROM logs") == [(0, days + 1)]
+    assert query(url, "SELECT count(seen_at), count(*) FROM metrics") == [(0, 1)]
+    execute(url, METRIC)
+    assert query(url, "SELECT count(*) FROM metrics WHERE seen_at = created_at") == [(1,)]
     with psycopg.connect(url) as connection:
         connection.execute(LOG, [FIRST_DAY])
         (transaction,) = connection.execute("SELECT pg_current_xact_id()::text::bigint").fetchone() or ()
@@ -323,7 +329,7 @@ def test_a_store_with_data_and_many_partitions_goes_up_and_down(empty_database_u
     done = alembic(url, "downgrade", "0001")
     assert done.returncode == 0, done.stderr
     assert query(url, "SELECT relname FROM pg_class WHERE relname ~ 'transaction_id|text_idx'") == []
-    assert query(url, "SELECT 1 FROM pg_attribute WHERE attname ~ '_from_logs|transaction_id'") == []
+    assert query(url, "SELECT 1 FROM pg_attribute WHERE attname ~ '_from_logs|transaction_id|^seen_at'") == []
     assert query(url, "SELECT count(*) FROM logs") == [(days + 2,)]
     assert query(url, "SELECT count(*) FROM trace_spans") == [(days + 1,)]
 

@@ -46,7 +46,7 @@ def test_pages_together_are_the_list(pool: StoragePool, data: st.DataObject, lim
     times = st.one_of(st.none(), st.integers(0, 2).map(at))
     project = uuid.uuid4().hex
     drawn = [(start, uuid.uuid4()) for start in data.draw(st.lists(times, max_size=20))]
-    store(pool, [{"id": key, "start_time": start, "project": project} for start, key in drawn])
+    store(pool, [{"id": key, "name": "t", "start_time": start, "project": project} for start, key in drawn])
     with pool.session() as session:
         repository = TraceRepository(session)
         dated = sorted(((start, key) for start, key in drawn if start is not None), reverse=True)

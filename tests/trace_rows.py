@@ -38,6 +38,8 @@ def trace(key: object, /, **columns: Any) -> Row:
     """A trace row; with a start it ends 10 s later unless told otherwise."""
     row: Row = {"id": trace_id(key), "name": f"trace {key}", **columns}
     start = row.get("start_time")
+    # A trace of which nothing is known but its id is not listed.
+    row.setdefault("own_status", start is None and row["name"] is None)
     if start is not None:
         row.setdefault("end_time", start + dt.timedelta(seconds=10))
         if row["end_time"] is not None:

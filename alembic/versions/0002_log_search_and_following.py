@@ -1,4 +1,4 @@
-"""Logs say which transaction stored them, spans which content came from logs.
+"""Logs say which transaction stored them, spans which content came from logs, metrics when they were last sent.
 
 Safe while others write: no table is rewritten, each statement is a transaction of its own that holds a table's
 lock for a moment, and indexes are built concurrently. What an interruption left is picked up again.
@@ -24,6 +24,8 @@ depends_on: str | None = None
 
 _INDEX = "logs_transaction_id_idx"
 _DEFINITION = "USING brin (transaction_id) WITH (pages_per_range = 32)"
+# Rows that writers send again now and then, so that a deletion knows which ones they rely on.
+_SEEN = ("metrics", "metric_series")
 # What maintenance builds on each partition of logs from this revision on.
 _TEXT_INDEX_SUFFIX = "_text_idx"
 
@@ -37,6 +39,9 @@ def upgrade() -> None:
             "ALTER TABLE trace_spans ADD COLUMN IF NOT EXISTS input_from_logs boolean,"
             " ADD COLUMN IF NOT EXISTS output_from_logs boolean"
         )
+        for table in _SEEN:
+            op.execute(f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS seen_at timestamptz")
+            op.execute(f"ALTER TABLE {table} ALTER COLUMN seen_at SET DEFAULT now()")
         if op.get_context().as_sql:
             # A script does not know which partitions there are.
             op.execute(
@@ -58,6 +63,8 @@ def downgrade() -> None:
             with patience(connection):
                 for (partition,) in connection.execute(children).fetchall():
                     drop_index(connection, index_name(partition, _TEXT_INDEX_SUFFIX))
+        for table in _SEEN:
+            op.execute(f"ALTER TABLE {table} DROP COLUMN IF EXISTS seen_at")
         # Its index goes with the column.
         op.execute("ALTER TABLE logs DROP COLUMN IF EXISTS transaction_id")
         op.execute(

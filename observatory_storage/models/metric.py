@@ -18,6 +18,7 @@ from observatory_storage.models.types import (
     Json,
     JsonObject,
     Project,
+    SeenAt,
     Str,
     Timestamp,
 )
@@ -46,6 +47,7 @@ class Metric(Base):
     temporality: Mapped[Str] = mapped_column(server_default=text("'unspecified'"))
     is_monotonic: Mapped[Flag]
     created_at: Mapped[CreatedAt]
+    seen_at: Mapped[SeenAt]
 
     __table_args__ = (
         CheckConstraint(one_of("metric_type", *METRIC_TYPES), name="metric_type"),
@@ -65,6 +67,7 @@ class MetricSeries(Base):
     attributes: Mapped[JsonObject]
     resource_id: Mapped[ContentId | None]
     created_at: Mapped[CreatedAt]
+    seen_at: Mapped[SeenAt]
 
 
 class MetricDataPoint(Base):

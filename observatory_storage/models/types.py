@@ -76,6 +76,9 @@ Timestamp = Annotated[dt.datetime, mapped_column(UtcDateTime)]
 CreatedAt = Annotated[dt.datetime, mapped_column(UtcDateTime, server_default=text("now()"))]
 """When the row was first stored: the start of its transaction."""
 
+SeenAt = Annotated[dt.datetime | None, mapped_column(UtcDateTime, server_default=text("now()"))]
+"""When a writer last sent the row, to a few minutes; null where that was before this was noted."""
+
 Project = Annotated[str, mapped_column(Text, server_default=text("'default'"))]
 """The project a row belongs to."""
 

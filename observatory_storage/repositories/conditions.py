@@ -11,12 +11,14 @@ from observatory_storage.repositories.filters import SpanFilters, TraceFilters
 
 # Written out and not as parameters, so that every plan can prove the partial index on errors.
 _ERROR: Final = literal_column("'error'", Text)
+# A trace that only log events name has neither; it is there to be locked, and nothing to be read.
+_IS_KNOWN: Final = or_(Trace.start_time.is_not(None), Trace.name.is_not(None), Trace.own_status, Trace.own_attributes)
 HAS_ERROR: Final = or_(Trace.status == _ERROR, Trace.error_count > literal_column("0"))
 
 
 def trace_conditions(filters: TraceFilters, *, by_span_index: bool) -> list[ColumnElement[bool]]:
     """Return what a trace must fulfil; `by_span_index` finds the spans of the model before their traces."""
-    conditions = _common_conditions(Trace, filters)
+    conditions = [*_common_conditions(Trace, filters), _IS_KNOWN]
     if filters.has_error is not None:
         conditions.append(HAS_ERROR if filters.has_error else ~HAS_ERROR)
     if filters.model is None and filters.provider is None:

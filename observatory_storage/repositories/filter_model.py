@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self
 
@@ -18,7 +17,7 @@ from pydantic import (
 )
 
 from observatory_storage.errors import InvalidFilterError
-from observatory_storage.repositories.filters import DEFAULT_LIMIT, MAX_LIMIT, to_utc
+from observatory_storage.repositories.filters import DEFAULT_LIMIT, MAX_LIMIT, Time, problems_of
 from observatory_storage.text import repair_json, repair_text
 
 
@@ -33,7 +32,6 @@ def _repaired_object(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 Text = Annotated[str, BeforeValidator(_repaired)]
-Time = Annotated[dt.datetime, AfterValidator(to_utc)]
 Attributes = Annotated[Mapping[str, Any], AfterValidator(_repaired_object)]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 Offset = Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -53,8 +51,7 @@ class FilterModel(BaseModel):
         try:
             filters = handler(data)
         except ValidationError as error:
-            found = error.errors(include_url=False, include_context=False, include_input=False)
-            problems = tuple(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in found)
+            problems = problems_of(error)
             raise InvalidFilterError(f"{cls.__name__}: {'; '.join(problems)}", problems=problems) from error
         contradictions = tuple(filters._contradictions())
         if contradictions:

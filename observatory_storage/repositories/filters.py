@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, Self, TypedDict
 
 from pydantic import (
@@ -41,13 +42,46 @@ def to_utc(value: dt.datetime) -> dt.datetime:
         raise ValueError("the time is not within the years 1 to 9999 in UTC") from error
 
 
+def check_time(name: str, value: object) -> dt.datetime:
+    """Return a datetime in UTC; raises InvalidFilterError, which names it, for anything else."""
+    if not isinstance(value, dt.datetime):
+        raise refusal(f"{name}: it is {value!r} and must be a datetime")
+    try:
+        return to_utc(value)
+    except ValueError as error:
+        raise refusal(f"{name}: {error}") from error
+
+
+def _read_time(value: object) -> object:
+    # Left to itself pydantic takes numbers, and texts such as "2026", for seconds since 1970.
+    if isinstance(value, str):
+        try:
+            return dt.datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is no ISO time such as 2026-01-31T12:00Z") from None
+    if isinstance(value, (int, float, Decimal, bytes)):
+        raise ValueError(f"{value!r} is no time; give a datetime or an ISO time")
+    return value
+
+
+def refusal(*problems: str) -> InvalidFilterError:
+    """Return the error that says what is wrong."""
+    return InvalidFilterError("; ".join(problems), problems=problems)
+
+
+def problems_of(error: ValidationError) -> tuple[str, ...]:
+    """Return what is wrong with filters, a line for each."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return tuple(f"{'.'.join(map(str, line['loc']))}: {line['msg'].removeprefix('Value error, ')}" for line in found)
+
+
 def _repaired_object(value: Mapping[str, Any]) -> dict[str, Any]:
     repaired: dict[str, Any] = repair_json(value)
     return repaired
 
 
 _Text = Annotated[str, BeforeValidator(_repaired)]
-_Time = Annotated[dt.datetime, AfterValidator(to_utc)]
+Time = Annotated[dt.datetime, BeforeValidator(_read_time), AfterValidator(to_utc)]
 _Microseconds = Annotated[int, Field(ge=0, le=_MAX_INT64)]
 _Status = Literal["unset", "ok", "error"]
 
@@ -58,8 +92,8 @@ class _Filters(BaseModel):
     project: _Text | None = None
     service_name: _Text | None = None
     status: _Status | None = None
-    start_time_from: _Time | None = None
-    start_time_before: _Time | None = None
+    start_time_from: Time | None = None
+    start_time_before: Time | None = None
     min_duration_us: _Microseconds | None = None
     max_duration_us: _Microseconds | None = None
     model: _Text | None = None
@@ -79,8 +113,7 @@ class _Filters(BaseModel):
         try:
             filters = handler(data)
         except ValidationError as error:
-            found = error.errors(include_url=False, include_context=False, include_input=False)
-            problems = tuple(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in found)
+            problems = problems_of(error)
             raise InvalidFilterError(f"{cls.__name__}: {'; '.join(problems)}", problems=problems) from error
         contradictions = tuple(filters._contradictions())
         if contradictions:
@@ -139,15 +172,18 @@ class SpanFilters(_Filters):
         return None if self.cursor is None else SpanCursor.decode(self.cursor)
 
 
-def check_limits(limit: int | None, offset: int) -> None:
+def count_problems(name: str, value: object, least: int) -> Iterator[str]:
+    """Say what is wrong with a number that must be `least` or more."""
+    if not isinstance(value, int) or not least <= value <= _MAX_INT64:
+        yield f"{name}: it is {value!r} and must be {least} or more"
+
+
+def check_limits(limit: int | None, offset: int, *, name: str = "limit") -> None:
     """Raise InvalidFilterError for a limit below 1 or an offset below 0."""
-    problems = []
-    if limit is not None and not 1 <= limit <= _MAX_INT64:
-        problems.append(f"limit: it is {limit} and must be 1 or more")
-    if not 0 <= offset <= _MAX_INT64:
-        problems.append(f"offset: it is {offset} and must be 0 or more")
+    problems = [] if limit is None else [*count_problems(name, limit, 1)]
+    problems += count_problems("offset", offset, 0)
     if problems:
-        raise InvalidFilterError("; ".join(problems), problems=tuple(problems))
+        raise refusal(*problems)
 
 
 class SearchOptions(TypedDict, total=False):

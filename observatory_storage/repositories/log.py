@@ -25,17 +25,26 @@ from observatory_storage.models.rows import TraceIdValue
 from observatory_storage.models.severity import LEVELS, Severity, level_of
 from observatory_storage.repositories import log_statements as statements
 from observatory_storage.repositories.cursor import Page
-from observatory_storage.repositories.filters import check_limits, to_utc
+from observatory_storage.repositories.filters import check_time, count_problems, refusal
 from observatory_storage.repositories.log_cursor import LogCursor, RankCursor
-from observatory_storage.repositories.log_filters import Level, LogFilters, LogOptions, LogPageOptions
+from observatory_storage.repositories.log_filters import (
+    Level,
+    LogFilters,
+    LogLevelOptions,
+    LogPageOptions,
+    LogServiceOptions,
+    LogTextOptions,
+    LogTraceOptions,
+)
 from observatory_storage.repositories.log_follow import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_POLL_INTERVAL_SECONDS,
     LogStream,
+    duration_problems,
 )
 from observatory_storage.repositories.log_position import Position
 from observatory_storage.repositories.log_reading import LogReader, Ranked
-from observatory_storage.repositories.log_results import LogMatch, LogStats, SnippetStyle
+from observatory_storage.repositories.log_results import LogMatch, LogStats, SnippetStyle, style_problems
 from observatory_storage.repositories.log_search import Search
 from observatory_storage.repositories.log_statements import Key
 from observatory_storage.repositories.log_windows import LARGEST_WINDOW, Window, read_partitions, windows
@@ -79,9 +88,9 @@ class LogRepository(LogReader):
         """
         try:
             key = log_id if isinstance(log_id, uuid.UUID) else uuid.UUID(log_id)
-        except ValueError as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise NotFoundError(f"no log record has such an id: {log_id!r} is no UUID") from error
-        whole = _moment(to_utc(timestamp)) if timestamp is not None else _window_of(key)
+        whole = _moment(check_time("timestamp", timestamp)) if timestamp is not None else _window_of(key)
         with self._reading() as session:
             found = windows(read_partitions(session), whole)
         for window in found:
@@ -104,16 +113,16 @@ class LogRepository(LogReader):
         """Return a page of the records from `start` on and before `end`, as `list` does."""
         return self.list(LogFilters(timestamp_from=start, timestamp_before=end, **options))
 
-    def search_by_service(self, service_name: str, **options: Unpack[LogOptions]) -> Page[LogRecord]:
+    def search_by_service(self, service_name: str, **options: Unpack[LogServiceOptions]) -> Page[LogRecord]:
         """Return a page of the records of a service, as `list` does."""
         return self.list(LogFilters(service_name=service_name, **options))
 
-    def search_by_trace(self, trace_id: TraceIdValue, **options: Unpack[LogOptions]) -> Page[LogRecord]:
+    def search_by_trace(self, trace_id: TraceIdValue, **options: Unpack[LogTraceOptions]) -> Page[LogRecord]:
         """Return a page of the records of a trace, newest first, as `list` does.
 
         Without a time range all partitions are searched; `get_logs_by_trace` looks around the trace.
         """
-        return self.list(LogFilters.model_validate({"trace_id": trace_id, **options}))
+        return self.list(LogFilters(trace_id=trace_id, **options))
 
     def get_logs_by_trace(
         self, trace_id: TraceIdValue, *, everywhere: bool = False, include_content: bool = True
@@ -141,16 +150,16 @@ class LogRepository(LogReader):
                 found += session.execute(statement).scalars()
         return found
 
-    def search_by_level(self, level: Level, **options: Unpack[LogOptions]) -> Page[LogRecord]:
+    def search_by_level(self, level: Level, **options: Unpack[LogLevelOptions]) -> Page[LogRecord]:
         """Return a page of the records of a severity, as `list` does.
 
         A level's name (`"warning"`), one severity's name or number (`"WARN2"`, 14), or a pair for a range.
         """
-        return self.list(LogFilters.model_validate({"severity": level, **options}))
+        return self.list(LogFilters(severity=level, **options))
 
-    def get_errors(self, **options: Unpack[LogOptions]) -> Page[LogRecord]:
+    def get_errors(self, **options: Unpack[LogLevelOptions]) -> Page[LogRecord]:
         """Return a page of the records of the levels ERROR and FATAL, as `list` does."""
-        return self.list(LogFilters.model_validate({"severity": ("ERROR", "FATAL"), **options}))
+        return self.list(LogFilters(severity=("ERROR", "FATAL"), **options))
 
     def search_text(
         self,
@@ -158,7 +167,7 @@ class LogRepository(LogReader):
         *,
         ranked: bool = False,
         snippets: bool | SnippetStyle = False,
-        **options: Unpack[LogOptions],
+        **options: Unpack[LogTextOptions],
     ) -> Page[LogMatch]:
         """Return a page of the records whose body matches a text, as `search_logs` does."""
         return self.search_logs(LogFilters(search=text, **options), ranked=ranked, snippets=snippets)
@@ -178,8 +187,11 @@ class LogRepository(LogReader):
         can push others out of those. `snippets` shows where a body matches, in a statement more.
         """
         if filters.search is None and (ranked or snippets):
-            problem = "search: name what is searched for, to rank it or to show it"
-            raise InvalidFilterError(problem, problems=(problem,))
+            raise refusal("search: name what is searched for, to rank it or to show it")
+        style = snippets if isinstance(snippets, SnippetStyle) else SnippetStyle()
+        problems = tuple(style_problems(style))
+        if problems:
+            raise refusal(*problems)
         if ranked:
             page, search = self._best(filters, include_content)
         else:
@@ -190,7 +202,6 @@ class LogRepository(LogReader):
             page, search = Page(tuple(LogMatch(log) for log in logs), logs.next_cursor), reach.search
         if not snippets or search is None or not page:
             return page
-        style = snippets if isinstance(snippets, SnippetStyle) else SnippetStyle()
         with self._reading() as session:
             keys = [_key(match.log) for match in page]
             shown = {
@@ -260,13 +271,18 @@ class LogRepository(LogReader):
         """
         if isinstance(self._source, Session):
             raise ConfigurationError("following log records needs a pool: LogRepository(pool).stream_logs(…)")
-        check_limits(batch_size, recent)
+        problems = [*count_problems("batch_size", batch_size, 1), *count_problems("recent", recent, 0)]
+        problems += duration_problems("poll_interval_seconds", poll_interval_seconds)
+        if idle_timeout_seconds is not None:
+            problems += duration_problems("idle_timeout_seconds", idle_timeout_seconds)
+        if problems:
+            raise refusal(*problems)
         place = None
         if position is not None:
             try:
                 place = Position.decode(position)
             except ValueError as error:
-                raise InvalidFilterError(f"position: {error}", problems=(f"position: {error}",)) from error
+                raise refusal(f"position: {error}") from error
         return LogStream(
             self._source,
             (filters or LogFilters()).model_copy(update={"offset": 0, "cursor": None}),
@@ -289,8 +305,10 @@ class LogRepository(LogReader):
         session all batches stand in its transaction and the caller commits, so prefer a pool. The read timeout
         does not apply. To drop whole partitions costs next to nothing where no project is named.
         """
-        check_limits(batch_size, 0)
-        whole = Window(None, to_utc(cutoff))
+        problems = tuple(count_problems("batch_size", batch_size, 1))
+        if problems:
+            raise refusal(*problems)
+        whole = Window(None, check_time("cutoff", cutoff))
         project = None if project is None else repair_text(project)
         with self._batch() as session:
             found = (*windows(read_partitions(session), whole, first=LARGEST_WINDOW),)
@@ -370,7 +388,7 @@ def _rank_cursor(filters: LogFilters) -> RankCursor | None:
 
 
 def _other_order(reason: str) -> InvalidFilterError:
-    return InvalidFilterError(f"cursor: {reason}", problems=(f"cursor: {reason}",))
+    return refusal(f"cursor: {reason}")
 
 
 def _moment(time: dt.datetime) -> Window:

@@ -127,25 +127,55 @@ class LogFilters(FilterModel):
             yield "offset cannot be combined with cursor"
 
 
-class LogOptions(TypedDict, total=False):
-    """What every search of log records takes besides what it searches for, as in `LogFilters`."""
-
+class _EveryOption(TypedDict, total=False):
     project: str | None
+    min_severity: int | str | None
+    max_severity: int | str | None
+    span_id: SpanIdValue | None
+    event_name: str | None
+    scope_name: str | None
+    attributes: Mapping[str, Any] | None
+    limit: int
+    offset: int
+    cursor: str | None
+
+
+class _Times(TypedDict, total=False):
     timestamp_from: dt.datetime | None
     timestamp_before: dt.datetime | None
-    min_severity: int | str | None
-    attributes: Mapping[str, Any] | None
-    limit: int
-    offset: int
-    cursor: str | None
 
 
-class LogPageOptions(TypedDict, total=False):
+class _Service(TypedDict, total=False):
+    service_name: str | None
+
+
+class _Severity(TypedDict, total=False):
+    severity: Level | None
+
+
+class _Trace(TypedDict, total=False):
+    trace_id: TraceIdValue | None
+
+
+class _Search(TypedDict, total=False):
+    search: str | None
+
+
+class LogPageOptions(_EveryOption, _Service, _Severity, _Trace, _Search):
     """What narrows a list of log records in a time range down, as in `LogFilters`."""
 
-    project: str | None
-    min_severity: int | str | None
-    attributes: Mapping[str, Any] | None
-    limit: int
-    offset: int
-    cursor: str | None
+
+class LogServiceOptions(_EveryOption, _Times, _Severity, _Trace, _Search):
+    """What narrows the records of a service down, as in `LogFilters`."""
+
+
+class LogTraceOptions(_EveryOption, _Times, _Service, _Severity, _Search):
+    """What narrows the records of a trace down, as in `LogFilters`."""
+
+
+class LogLevelOptions(_EveryOption, _Times, _Service, _Trace, _Search):
+    """What narrows the records of a severity down, as in `LogFilters`."""
+
+
+class LogTextOptions(_EveryOption, _Times, _Service, _Severity, _Trace):
+    """What narrows a search for a text down, as in `LogFilters`."""

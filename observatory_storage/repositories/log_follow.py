@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -162,3 +163,9 @@ class LogStream(LogReader, Iterator[LogRecord]):
     def _add_recent(self, reach: Reach, count: int) -> None:
         found = self._newest(reach, count, seen_by=self._position.before, include_content=self._include_content)
         self._records.extend((record, self._position) for record in reversed(found))
+
+
+def duration_problems(name: str, seconds: object) -> Iterator[str]:
+    """Say what is wrong with a number of seconds to wait."""
+    if not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
+        yield f"{name}: it is {seconds!r} and must be a number of seconds, 0 or more"

@@ -17,8 +17,15 @@ from observatory_storage.repositories import metric_figures, span_figures
 from observatory_storage.repositories import metric_statements as statements
 from observatory_storage.repositories.cursor import Page
 from observatory_storage.repositories.filters import check_limits, to_utc
+from observatory_storage.repositories.metric_activity import MetricActivity, activity_of
 from observatory_storage.repositories.metric_cursor import MetricCursor, PointCursor
-from observatory_storage.repositories.metric_deletion import DEFAULT_BATCH_SIZE, Expired, Key, delete_batch
+from observatory_storage.repositories.metric_deletion import (
+    DEFAULT_BATCH_SIZE,
+    Expired,
+    delete_metric_batch,
+    delete_point_batch,
+    delete_series_batch,
+)
 from observatory_storage.repositories.metric_filters import (
     CostQuery,
     DataPointFilters,
@@ -49,6 +56,8 @@ from observatory_storage.text import repair_text
 _RECENT: Final = dt.timedelta(days=1)
 
 _Item = TypeVar("_Item")
+_Key = TypeVar("_Key")
+_Step = Callable[[Session, Expired, _Key | None, int], tuple[DeletedMetricCounts, _Key | None]]
 
 
 class MetricRepository(Reader):
@@ -139,9 +148,10 @@ class MetricRepository(Reader):
         by: each point adds the difference to the last point before it in its series, in the bucket of the
         later one. Where the value fell or `start_time` is later than before, the counter was reset, and the
         point adds itself. Without a point before, one adds itself if its `start_time` lies in the window or
-        in the `lookback` before it, else nothing; one whose `start_time` is its own time adds nothing. A
-        point of a delta counter always adds itself. `rate` is the increase in a second of that part of the
-        bucket that lies in the window.
+        in the `lookback` before it, else nothing; one whose `start_time` is its own time adds nothing. So what a
+        job counted that began before the lookback and exported a single point is in no increase: give a `lookback`
+        as long as such jobs run. A point of a delta counter always adds itself. `rate` is the increase in a second
+        of that part of the bucket that lies in the window.
 
         Of histograms and summaries all but `min` and `max` are of the values that were recorded, by the same
         rule: `count` and `increase` say how many, `sum` and `avg` are of the values, `rate` is how many in a
@@ -223,6 +233,15 @@ class MetricRepository(Reader):
             found = [*compute(query, kind.unit, rows)]
         return sorted(found, key=lambda one: label_order(one.labels))
 
+    def get_activity(
+        self, metric_ids: Sequence[uuid.UUID], *, start: dt.datetime | None = None, end: dt.datetime | None = None
+    ) -> Mapping[uuid.UUID, MetricActivity]:
+        """Return how much there is of each metric at `start` or later and before `end`; of one not stored, nothing."""
+        begin, until = (None if time is None else to_utc(time) for time in (start, end))
+        with self._reading() as session:
+            rows = session.execute(activity_of(metric_ids, begin, until)).all()
+        return {row[0]: MetricActivity(*row[1:]) for row in rows}
+
     def get_stats(
         self, *, project: str | None = None, start: dt.datetime | None = None, end: dt.datetime | None = None
     ) -> MetricStats:
@@ -238,19 +257,25 @@ class MetricRepository(Reader):
     def delete_before(
         self, cutoff: dt.datetime, *, project: str | None = None, batch_size: int = DEFAULT_BATCH_SIZE
     ) -> DeletedMetricCounts:
-        """Delete the data points before `cutoff`, then their series and metrics that have no points left.
+        """Delete the data points before `cutoff`, then all series that have no points and all metrics without series.
 
-        A metric or series that never had a point stays, and so do resources. With a pool each batch of points
-        is committed by itself, and what is done stays done where a later one fails; with a session all batches
-        stand in its transaction and the caller commits, so prefer a pool. The read timeout does not apply.
+        Series and metrics that a writer sent within the last hour stay, because it may be about to send points of
+        them alone; so do those that another transaction holds, and resources. A later call takes them. With a pool
+        each batch is committed by itself, and what is done stays done where a later one fails; with a session all
+        batches stand in its transaction and the caller commits, so prefer a pool. The read timeout does not apply.
         """
         check_limits(batch_size, 0)
-        expired = Expired(to_utc(cutoff), _repaired(project))
+        expired = Expired(_cutoff(cutoff), _repaired(project))
+        counts = self._delete_all(delete_point_batch, expired, batch_size)
+        counts = counts.plus(self._delete_all(delete_series_batch, expired, batch_size))
+        return counts.plus(self._delete_all(delete_metric_batch, expired, batch_size))
+
+    def _delete_all(self, step: _Step[_Key], expired: Expired, batch_size: int) -> DeletedMetricCounts:
         counts = DeletedMetricCounts()
-        after: Key | None = None
+        after: _Key | None = None
         while True:
             with self._batch() as session:
-                deleted, after = delete_batch(session, expired, after, batch_size)
+                deleted, after = step(session, expired, after, batch_size)
             counts = counts.plus(deleted)
             if after is None:
                 return counts
@@ -335,11 +360,30 @@ def _number(exact: int | None, value: float | None) -> int | float | None:
 def _metric_key(metric_id: uuid.UUID | bytes | str) -> uuid.UUID:
     if isinstance(metric_id, uuid.UUID):
         return metric_id
+    if not isinstance(metric_id, (bytes, str)):
+        raise _refused("metric_id", f"it is {_kind(metric_id)} and must be a UUID, 16 bytes or hex digits")
     try:
         return uuid.UUID(bytes=metric_id) if isinstance(metric_id, bytes) else uuid.UUID(metric_id)
     except ValueError as error:
         shown = metric_id.hex() if isinstance(metric_id, bytes) else metric_id
         raise NotFoundError(f"no metric has such an id: {shown}") from error
+
+
+def _cutoff(value: object) -> dt.datetime:
+    if not isinstance(value, dt.datetime):
+        raise _refused("cutoff", f"it is {_kind(value)} and must be a datetime")
+    try:
+        return to_utc(value)
+    except ValueError as error:
+        raise _refused("cutoff", str(error)) from error
+
+
+def _refused(name: str, problem: str) -> InvalidFilterError:
+    return InvalidFilterError(f"{name}: {problem}", problems=(f"{name}: {problem}",))
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"of type {type(value).__name__}"
 
 
 def _repaired(text: str | None) -> str | None:

@@ -39,7 +39,9 @@ def find_kind(session: Session, query: MetricQuery) -> MetricKind:
     """Return what a query is about; raises InvalidFilterError where that is not of one type and one unit."""
     metrics = session.execute(metrics_of_query(query)).scalars().all()
     if not metrics:
-        raise NotFoundError(absent(query.name) if query.name else f"no metric is stored with the id {query.metric_id}")
+        if query.name is None:
+            raise NotFoundError(f"no metric is stored with the id {query.metric_id} that the filters let through")
+        raise NotFoundError(absent(query.name))
     first = metrics[0]
     types = sorted({metric.metric_type for metric in metrics})
     if len(types) > 1:
@@ -72,9 +74,9 @@ def refuse_aggregation(kind: MetricKind, aggregation: Aggregation) -> None:
             )
 
 
-def absent(name: str | None) -> str:
+def absent(name: str) -> str:
     """Say that no metric has a name."""
-    return f"no metric is stored with the name {name} that the filters let through"
+    return f"no metric is stored with the name {name or repr(name)} that the filters let through"
 
 
 def _spelled(unit: str | None) -> str:

@@ -23,7 +23,7 @@ from observatory_storage.repositories.filters import (
     SpanFilters,
     TraceFilters,
     check_limits,
-    to_utc,
+    check_time,
 )
 from observatory_storage.repositories.reading import Reader
 from observatory_storage.repositories.results import (
@@ -201,7 +201,7 @@ class TraceRepository(Reader):
         another transaction holds are skipped and counted. Resources stay. The read timeout does not apply.
         """
         check_limits(batch_size, 0)
-        expired = Expired(to_utc(cutoff), None if project is None else repair_text(project))
+        expired = Expired(check_time("cutoff", cutoff), None if project is None else repair_text(project))
         counts = DeletedCounts()
         place: Place | None = Place()
         while place is not None:

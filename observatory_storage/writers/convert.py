@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import chain
 from typing import Any, Final
 
@@ -170,15 +171,22 @@ def _bulk(kind: Kind, values: list[Any]) -> list[Any] | None:
         return None
 
 
-def gather(rows: Sequence[GivenRow], names: Sequence[str]) -> dict[str, list[Any]]:
-    """Return the values of some columns, by column.
+def gather(
+    rows: Sequence[GivenRow], names: Sequence[str], present: AbstractSet[str] | None = None
+) -> dict[str, list[Any]]:
+    """Return the values of some columns, by column; those that are not `present` are in no row.
 
     Goes from row to row and not from column to column, because a row's values lie together in memory.
     """
+    there = names if present is None else [name for name in names if name in present]
     values: list[Any] = []
     for row in rows:
-        values.extend(map(row.get, names))
-    return {name: values[place :: len(names)] for place, name in enumerate(names)}
+        values.extend(map(row.get, there))
+    found = {name: values[place :: len(there)] for place, name in enumerate(there)}
+    if len(there) < len(names):
+        absent: list[Any] = [None] * len(rows)
+        found.update((name, absent.copy()) for name in names if name not in found)
+    return found
 
 
 def _convert_together(layout: Layout, given: Mapping[str, list[Any]]) -> dict[str, list[Any]]:

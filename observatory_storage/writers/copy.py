@@ -30,6 +30,7 @@ from observatory_storage.writers.convert import GivenRow, Rejections, WireRow, a
 from observatory_storage.writers.keyed_batch import CHUNK_ROWS
 from observatory_storage.writers.log_batch import identify_logs, log_columns
 from observatory_storage.writers.metric_batch import identify_metric, identify_points, identify_series
+from observatory_storage.writers.metric_columns import MADE_COLUMNS
 from observatory_storage.writers.rows import copy_rows
 from observatory_storage.writers.span_batch import computed_columns, time_columns
 from observatory_storage.writers.tables import (
@@ -191,7 +192,9 @@ _SPANS: Final = _Target(SPANS, _span_columns)
 _EVENTS: Final = _Target(EVENTS)
 _METRICS: Final = _Target(METRICS, _metric_columns)
 _SERIES: Final = _Target(SERIES, identify_series, sources=frozenset({"metric"}))
-_DATA_POINTS: Final = _Target(DATA_POINTS, identify_points, sources=frozenset({"metric", "attributes", "resource_id"}))
+_DATA_POINTS: Final = _Target(
+    DATA_POINTS, identify_points, sources=frozenset({"metric", "attributes", "resource_id"}), made=MADE_COLUMNS
+)
 _LOGS: Final = _Target(LOGS, log_columns, identify_logs, sources=frozenset({"ordinal"}), made=frozenset({"body"}))
 # Filled in by the server.
-_SERVER_COLUMNS: Final[frozenset[str]] = frozenset({"created_at", "updated_at", "transaction_id"})
+_SERVER_COLUMNS: Final[frozenset[str]] = frozenset({"created_at", "updated_at", "seen_at", "transaction_id"})

@@ -25,7 +25,7 @@ import orjson
 from observatory_storage.errors import RejectedRowError
 from observatory_storage.identity import is_hex_span_id, is_hex_trace_id, resolve_span_id, trace_id_bytes
 from observatory_storage.models.limits import MAX_TOKENS, are_amounts, is_amount
-from observatory_storage.text import NUL_ESCAPE, digits, encode_json, repair_text
+from observatory_storage.text import NUL_ESCAPE, digits, encode_canonical_json, encode_json, repair_text
 from observatory_storage.writers import wire
 
 _NONE: Final = type(None)
@@ -345,15 +345,22 @@ class TimeKind(Kind):
 
 
 class JsonKind(Kind):
-    """Any JSON value."""
+    """Any JSON value; with sorted keys where an identity is made of it, for jsonb knows no order of keys."""
 
     copy_type = "bytea"
     array_type = "jsonb"
     element_oid = 3802
 
+    def __init__(self, *, sorted_keys: bool = False) -> None:
+        self._option = orjson.OPT_SORT_KEYS if sorted_keys else None
+        self._encode = encode_canonical_json if sorted_keys else encode_json
+
     def bulk(self, values: list[Any]) -> list[Any] | None:
+        option = self._option
         try:
-            encoded = [None if value is None else _JSONB_VERSION + orjson.dumps(value) for value in values]
+            encoded = [
+                None if value is None else _JSONB_VERSION + orjson.dumps(value, option=option) for value in values
+            ]
         except (orjson.JSONEncodeError, RecursionError):
             return None
         # One search in all of them takes half the time of one in each.
@@ -362,7 +369,7 @@ class JsonKind(Kind):
 
     def convert(self, value: Any) -> bytes:
         try:
-            encoded = encode_json(value)
+            encoded = self._encode(value)
         except RecursionError:
             raise RejectedRowError("is nested too deeply to be stored as JSON") from None
         if len(encoded) > _JSONB_LIMIT:

@@ -9,7 +9,7 @@ from observatory_storage.errors import StorageError, describe
 from observatory_storage.models import LogRecord, LogRow
 from observatory_storage.writers.buffered import BufferedWriter, CommitStats
 from observatory_storage.writers.convert import GivenRow, Rejections, as_mapping
-from observatory_storage.writers.log_batch import LogBatch, Ordinals
+from observatory_storage.writers.log_batch import LogBatch, Ordinals, in_order
 from observatory_storage.writers.log_transaction import LogTransaction
 from observatory_storage.writers.rows import Connection
 from observatory_storage.writers.store import BatchStore, Outcome, Prepared, Terms, by_project
@@ -54,7 +54,7 @@ class LogWriter(BufferedWriter[LogWriteStats]):
         Of equal records all are stored, if they come in one call. The call's records stay in memory until it
         returns; where they come from an endless source give them in pieces.
         """
-        rows = logs if isinstance(logs, list) else list(logs)
+        rows = in_order(logs if isinstance(logs, list) else list(logs))
         bodies = [row.get("body") for row in rows if isinstance(row, dict)]
         # Most requests have no two equal bodies, which is found in C.
         if len(bodies) < len(rows) or not _all_different(bodies):

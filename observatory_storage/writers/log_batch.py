@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import marshal
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Self
 
@@ -14,6 +15,7 @@ from observatory_storage.models import LogRecord
 from observatory_storage.models.base import table_of
 from observatory_storage.models.log import SEARCHED_CHARACTERS
 from observatory_storage.models.rows import LogRow
+from observatory_storage.otlp import EVENT_ORDER, GENAI_EVENT_NAMES
 from observatory_storage.text import digits, encode_json
 from observatory_storage.writers.convert import (
     PROJECT_SHAPE,
@@ -95,10 +97,10 @@ class LogBatch(KeyedBatch):
 
     def _take(self, rows: Sequence[GivenRow], project: str) -> None:
         known, present = known_rows(rows, _LOG_KEYS, self.rejections)
-        raw = gather(known, _TAKEN)
+        raw = gather(known, _TAKEN, present)
         fit = well_formed(known, raw, _SHAPES, self.rejections)
         if len(fit) < len(known):
-            known, raw = fit, gather(fit, _TAKEN)
+            known, raw = fit, gather(fit, _TAKEN, present)
         failed: dict[int, str] = {}
         timestamps, ids = _keys(raw, failed)
         for place, reason in failed.items():
@@ -202,7 +204,8 @@ def words_of(value: Any) -> str:
     while waiting and left > 0:
         item = waiting.pop()
         if isinstance(item, Mapping):
-            waiting.extend(reversed(list(item.values())))
+            # In the order of the keys, as jsonb has none: equal bodies have equal words.
+            waiting.extend(item[key] for key in sorted(item, key=str, reverse=True))
         elif isinstance(item, (list, tuple)):
             waiting.extend(reversed(item))
         elif item is not None and not isinstance(item, (bool, bytes)):
@@ -210,6 +213,29 @@ def words_of(value: Any) -> str:
             found.append(text)
             left -= len(text) + 1
     return "\n".join(found)
+
+
+def in_order(rows: list[Any]) -> list[Any]:
+    """Note, in GenAI events of one span and one microsecond, in which order the request has them.
+
+    The order of a conversation is nowhere else: the records' ids say nothing of it.
+    """
+    names = {name for row in rows if isinstance(row, dict) and isinstance(name := row.get("event_name"), str)}
+    if names.isdisjoint(GENAI_EVENT_NAMES):
+        return rows
+    ordered = list(rows)
+    met: Counter[tuple[str, ...]] = Counter()
+    for place, row in enumerate(rows):
+        if not isinstance(row, dict) or row.get("event_name") not in GENAI_EVENT_NAMES:
+            continue
+        attributes = row.get("attributes") or {}
+        if not isinstance(attributes, dict):
+            continue  # will be rejected
+        key = tuple(repr(row.get(name)) for name in ("timestamp", "observed_timestamp", "trace_id", "span_id"))
+        if met[key] and EVENT_ORDER not in attributes:
+            ordered[place] = {**row, "attributes": {**attributes, EVENT_ORDER: met[key]}}
+        met[key] += 1
+    return ordered
 
 
 class Ordinals:

@@ -56,11 +56,19 @@ class MetricWriter(BufferedWriter[MetricWriteStats]):
         self._put("metric", metrics)
 
     def write_data_point(self, point: DataPointRow | Mapping[str, object] | MetricDataPoint) -> None:
-        """Write a data point; for many `write_data_points` costs less."""
+        """Write a data point; for many `write_data_points` costs less.
+
+        Instead of `metric` a point may have the `metric_id` of one that is stored, and instead of `attributes`
+        and `resource` a `series_id`. Both are taken on trust: nothing looks whether they are stored, and a point
+        of which they are not is seen by no read.
+        """
         self._put("data_point", [point], copy=True)
 
     def write_data_points(self, points: Iterable[DataPointRow | Mapping[str, object] | MetricDataPoint]) -> None:
-        """Write data points; their mappings are not to be changed afterwards."""
+        """Write data points, as `write_data_point` does; their mappings are not to be changed afterwards.
+
+        Ids that are given instead of content are taken on trust here too.
+        """
         self._put("data_point", points)
 
 

@@ -28,11 +28,12 @@ from observatory_storage.writers.convert import (
     well_formed,
 )
 from observatory_storage.writers.keyed_batch import KeyedBatch
+from observatory_storage.writers.metric_columns import MADE_COLUMNS, point_columns
 from observatory_storage.writers.resources import ResourceSet
 from observatory_storage.writers.span_batch import UNIX_EPOCH
-from observatory_storage.writers.tables import DATA_POINTS, METRICS, SERIES
+from observatory_storage.writers.tables import DATA_POINTS, METRICS, SERIES, Column
 
-_METRIC_KEYS: Final = frozenset(MetricRow.__annotations__) | {"id", "created_at"}
+_METRIC_KEYS: Final = frozenset(MetricRow.__annotations__) | {"id", "created_at", "seen_at"}
 _POINT_KEYS: Final = frozenset(DataPointRow.__annotations__) | {"metric_id", "series_id", "resource_id", "created_at"}
 _TAKEN: Final = (
     "metric",
@@ -46,6 +47,7 @@ _TAKEN: Final = (
     "project",
 )
 _COLUMNS: Final = {name: DATA_POINTS.columns[DATA_POINTS.index[name]] for name in (*DATA_POINTS.key, "project")}
+_METRIC_ID: Final = Column("metric_id", _COLUMNS["metric_id"].kind)
 _ID: Final = METRICS.columns[METRICS.index["id"]].kind
 _DESCRIPTION: Final = METRICS.index["description"]
 
@@ -82,12 +84,15 @@ def identify_series(
 def identify_points(
     rows: Sequence[GivenRow], projects: Sequence[str], failed: dict[int, str], kept: dict[int, dict[str, Any]]
 ) -> dict[str, list[Any]]:
-    """Return the ids of points' metrics and series: as they were given, or as their content has them."""
+    """Return the ids of points' metrics and series, as they were given or as their content has them, and what else
+    follows from several columns.
+    """
     found = [
         _ids(row, project, "series_id", place, failed)
         for place, (row, project) in enumerate(zip(rows, projects, strict=True))
     ]
-    return {"metric_id": [pair[0] for pair in found], "series_id": [pair[1] for pair in found]}
+    columns = point_columns(DATA_POINTS.names, rows, failed, kept)
+    return {"metric_id": [pair[0] for pair in found], "series_id": [pair[1] for pair in found], **columns}
 
 
 def _ids(row: GivenRow, project: str, name: str, place: int, failed: dict[int, str]) -> tuple[Any, Any]:
@@ -128,8 +133,8 @@ class Series:
 class PointBatch(KeyedBatch):
     """The data points of a batch with their metrics, series and resources.
 
-    Of points with one key the first stays; another one with the same content is folded, one with other content
-    is rejected.
+    Of points with one key the first stays; another one with the same content is folded. Those with other content
+    are `others`: in wire form, by key. They are not sent, but may be what is stored already.
     """
 
     table = DATA_POINTS
@@ -139,6 +144,8 @@ class PointBatch(KeyedBatch):
         self._keys.update({name: [] for name in DATA_POINTS.key})
         self.metrics: dict[bytes, WireRow] = {}
         self.series: dict[tuple[bytes, bytes], Series] = {}
+        self.others: dict[bytes, list[tuple[GivenRow, WireRow]]] = {}
+        self._settled: set[tuple[bytes, int]] = set()
 
     @classmethod
     def from_rows(cls, rows: Sequence[GivenRow], project: str, rejections: Rejections) -> Self:
@@ -159,6 +166,9 @@ class PointBatch(KeyedBatch):
         part.series = {key: row for key, row in self.series.items() if key in keys}
         used = {metric_id for metric_id, _ in keys}
         part.metrics = {key: row for key, row in self.metrics.items() if key in used}
+        if self.others:
+            own = set(part.keys())
+            part.others = {key: rows for key, rows in self.others.items() if key in own}
         return part
 
     def keys(self) -> list[bytes]:
@@ -172,9 +182,37 @@ class PointBatch(KeyedBatch):
                 self._conflict(self._given[place])
                 self._rejected.add(place)
 
+    def settle_others(self, alike: Collection[tuple[bytes, int]]) -> int:
+        """Reject the others, each once, but those that are named by key and number; return how many were not."""
+        spared = 0
+        for key, rows in self.others.items():
+            for number, (row, _) in enumerate(rows):
+                if (key, number) in self._settled:
+                    continue
+                if (key, number) in alike:
+                    spared += 1
+                else:
+                    self._settled.add((key, number))
+                    self._conflict(row)
+        return spared
+
+    def reject_all(self, reason: str, sqlstate: str | None) -> None:
+        """Reject every row of the batch."""
+        super().reject_all(reason, sqlstate)
+        self.settle_others(())
+
     def _conflict(self, row: GivenRow) -> None:
         self.rejections.counts["data_points_conflicting"] += 1
         self.rejections.add(row, "another point of this series and time, with other content, is stored already")
+
+    def _computed(
+        self,
+        rows: Sequence[GivenRow],
+        ready: Mapping[str, list[Any]],
+        failed: dict[int, str],
+        kept: dict[int, dict[str, Any]],
+    ) -> Mapping[str, list[Any]]:
+        return point_columns(self.layout.names, rows, failed, kept)
 
     def _take(self, rows: Sequence[GivenRow], project: str) -> None:
         known, present = known_rows(rows, _POINT_KEYS, self.rejections)
@@ -182,7 +220,7 @@ class PointBatch(KeyedBatch):
         fit = well_formed(known, raw, _SHAPES, self.rejections)
         if len(fit) < len(known):
             known, raw = fit, gather(fit, _TAKEN)
-        self.layout = DATA_POINTS.layout(present)
+        self.layout = DATA_POINTS.layout(present | MADE_COLUMNS if "value_int" in present else present)
         projects = [
             given or _project_of(metric) or project for given, metric in zip(raw["project"], raw["metric"], strict=True)
         ]
@@ -223,7 +261,10 @@ class PointBatch(KeyedBatch):
         for place, key in enumerate(shared) if reasons else ():
             if key in reasons:
                 failed.setdefault(place, reasons[key])
-        return [ids.get(key, given) for key, given in zip(shared, raw["metric_id"], strict=True)]
+        # An id beside the metric itself says nothing more.
+        own = [given if metric is None else None for given, metric in zip(raw["metric_id"], raw["metric"], strict=True)]
+        named = convert_column(_METRIC_ID, own, failed, {})
+        return [ids.get(key, given) for key, given in zip(shared, named, strict=True)]
 
     def _identify_series(
         self, raw: Mapping[str, list[Any]], resource_ids: Sequence[bytes | None], failed: dict[int, str]
@@ -231,7 +272,9 @@ class PointBatch(KeyedBatch):
         ids: list[Any] = []
         columns = (raw[name] for name in ("metric", "metric_id", "series_id", "attributes", "project"))
         for place, (metric, metric_id, own, attributes, project) in enumerate(zip(*columns, strict=True)):
-            if metric is None or place in failed:
+            # Where nothing says what the series is, a point names it by its id.
+            named = metric is None and (own is not None or (attributes is None and resource_ids[place] is None))
+            if named or metric_id is None or place in failed:
                 ids.append(own)
                 continue
             attributes = attributes or {}
@@ -266,21 +309,26 @@ class PointBatch(KeyedBatch):
             places = [place for place in same[key] if place not in failed]
             folded += places[:1]
             for place in places[1:]:
-                if contents[place] == contents[places[0]]:
+                # As text, because what is no number is not equal to itself.
+                if repr(contents[place][len(_COLUMNS) :]) == repr(contents[places[0]][len(_COLUMNS) :]):
                     self.rejections.counts["data_points_duplicate"] += 1
                 else:
-                    self._conflict(rows[place])
+                    wire = contents[place]
+                    self.others.setdefault(point_key(wire), []).append((rows[place], wire))
         return folded
 
     def _contents(
         self, rows: Sequence[GivenRow], keys: Mapping[str, list[Any]], places: Sequence[int], failed: dict[int, str]
-    ) -> dict[int, str]:
-        """Return what would be stored of some points, as text: what is no number is not equal to itself."""
+    ) -> dict[int, WireRow]:
+        """Return what would be stored of some points."""
         bad: dict[int, str] = {}
+        given = [rows[place] for place in places]
+        kept: dict[int, dict[str, Any]] = {}
         ready = {name: [column[place] for place in places] for name, column in keys.items()}
-        converted = convert_rows(self.layout, [rows[place] for place in places], bad, ready=ready) if places else []
+        ready.update(point_columns(self.layout.names, given, bad, kept))
+        converted = convert_rows(self.layout, given, bad, ready=ready, kept=kept) if places else []
         failed.update({places[at]: reason for at, reason in bad.items()})
-        return {place: repr(row[len(_COLUMNS) :]) for place, row in zip(places, converted, strict=True)}
+        return dict(zip(places, converted, strict=True))
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from observatory_storage.writers import sql, wire
 from observatory_storage.writers.convert import WireRow
-from observatory_storage.writers.metric_batch import MetricBatch, PointBatch, described
+from observatory_storage.writers.metric_batch import MetricBatch, PointBatch, described, point_key
 from observatory_storage.writers.resources import write_resources
 from observatory_storage.writers.rows import Connection, encode_columns, insert_rows, query, store_new
 from observatory_storage.writers.store import Outcome, Terms
@@ -52,10 +52,12 @@ class MetricTransaction:
                 expect_duplicates=self._terms.expect_duplicates,
             )
             counts["data_points_written"] = written
+            alike: set[tuple[bytes, int]] = set()
             if new is not None and written < len(points):
                 self._outcome.met_duplicates = True
-                self._compare(points, new)
+                alike = self._compare(points, new)
                 counts["data_points_duplicate"] = len(points) - written
+            counts["data_points_duplicate"] += points.settle_others(alike)
         counts["metrics_written"] = sum(len(rows) for _, rows in batch.metrics.values())
         return self._outcome
 
@@ -85,19 +87,32 @@ class MetricTransaction:
             self._connection.pgconn.flush()
             self._terms.meanwhile()
 
-    def _compare(self, points: PointBatch, new: set[bytes]) -> None:
-        """Reject the points under whose key something else is stored."""
+    def _compare(self, points: PointBatch, new: set[bytes]) -> set[tuple[bytes, int]]:
+        """Reject the points under whose key something else is stored; return which others are what is stored."""
         places = [place for place, key in enumerate(points.keys()) if key not in new]
         conflicting: set[bytes] = set()
         for first in range(0, len(places), _COMPARED_ROWS):
             rows = points.rows(places[first : first + _COMPARED_ROWS])
-            if not rows:
-                continue
-            times = [row[_TIMESTAMP] for row in rows]
-            parameters: list[Any] = [
-                *encode_columns(DATA_POINTS, points.layout, rows),
-                wire.encode_time(min(times)),
-                wire.encode_time(max(times)),
-            ]
-            conflicting.update(bytes(row[0]) for row in query(self._connection, sql.CONFLICTING_POINTS, parameters))
+            conflicting.update(point_key(rows[place]) for place in self._conflicts(points, rows))
         points.report_conflicts(conflicting)
+        named = [
+            (key, number) for key, others in points.others.items() if key not in new for number in range(len(others))
+        ]
+        alike = set(named)
+        for first in range(0, len(named), _COMPARED_ROWS):
+            part = named[first : first + _COMPARED_ROWS]
+            rows = [points.others[key][number][1] for key, number in part]
+            alike.difference_update(part[place] for place in self._conflicts(points, rows))
+        return alike
+
+    def _conflicts(self, points: PointBatch, rows: Sequence[WireRow]) -> list[int]:
+        """Return the places of the rows under whose key something else is stored."""
+        if not rows:
+            return []
+        times = [row[_TIMESTAMP] for row in rows]
+        parameters: list[Any] = [
+            *encode_columns(DATA_POINTS, points.layout, rows),
+            wire.encode_time(min(times)),
+            wire.encode_time(max(times)),
+        ]
+        return [row[0] for row in query(self._connection, sql.CONFLICTING_POINTS, parameters)]

@@ -29,17 +29,22 @@ class ResourceSet:
         A resource that cannot be stored is rejected by itself, once, and its rows have none. Reasons to reject
         rows go to `failed`, by place.
         """
-        if given.count(None) < len(given):
-            # Decoders share one object among all rows of a resource.
-            keys = list(zip(map(id, given), projects, strict=True))
-            resolved = {
-                key: None if resource is None else self._resolve(resource, key[1])
-                for key, resource in dict(zip(keys, given, strict=True)).items()
-            }
-            ids = [
-                own if resource is None else resolved[key] for own, resource, key in zip(ids, given, keys, strict=True)
-            ]
-        return convert_column(_ID_COLUMN, ids, failed, {})
+        if given.count(None) == len(given):
+            return convert_column(_ID_COLUMN, ids, failed, {})
+        # Decoders share one object among all rows of a resource, and most batches are of one project.
+        keys: list[Any] = list(map(id, given))
+        if projects.count(projects[0]) < len(projects):
+            keys = list(zip(keys, projects, strict=True))
+        firsts = dict(zip(keys, zip(given, projects, strict=True), strict=True))
+        resolved = {
+            key: None if resource is None else self._resolve(resource, project)
+            for key, (resource, project) in firsts.items()
+        }
+        found = list(map(resolved.__getitem__, keys))
+        if ids.count(None) == len(ids):
+            return found
+        own = [own if resource is None else key for own, resource, key in zip(ids, given, found, strict=True)]
+        return convert_column(_ID_COLUMN, own, failed, {})
 
     def _resolve(self, resource: GivenRow, project: str) -> bytes | None:
         row = dict(resource)

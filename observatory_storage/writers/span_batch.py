@@ -122,10 +122,10 @@ class SpanBatch(KeyedBatch):
 
     def _take(self, rows: Sequence[GivenRow], project: str) -> None:
         known, present = known_rows(rows, _SPAN_KEYS, self.rejections)
-        raw = gather(known, _TAKEN)
+        raw = gather(known, _TAKEN, present)
         fit = well_formed(known, raw, _SHAPES, self.rejections)
         if len(fit) < len(known):
-            known, raw = fit, gather(fit, _TAKEN)
+            known, raw = fit, gather(fit, _TAKEN, present)
         self._has_events = any(raw.pop("events"))
         self.layout = SPANS.layout(present)
         failed: dict[int, str] = {}

@@ -93,15 +93,27 @@ def insert_unnest(table: WriteTable) -> str:
 INSERT_SPANS: Final = insert_unnest(SPANS)
 INSERT_EVENTS: Final = insert_unnest(EVENTS)
 INSERT_RESOURCES: Final = insert_unnest(RESOURCES)
-INSERT_SERIES: Final = insert_unnest(SERIES)
 INSERT_DATA_POINTS: Final = insert_unnest(DATA_POINTS)
 INSERT_LOGS: Final = insert_unnest(LOGS)
+
+# Deletion spares what was sent within the hour, so that this may lag behind and need not be written each time. The
+# server's clock, because deletion asks it too; not now(), because a transaction may have begun long before.
+_UNSEEN: Final = "coalesce({row}.seen_at < clock_timestamp() - interval '5 minutes', true)"
 
 # Insert metrics, in id order; of a metric that is stored the description is updated, for it is no part of its identity.
 UPSERT_METRICS: Final = (
     f"INSERT INTO metrics AS m ({', '.join(METRICS.names)}) SELECT {_values(METRICS)} FROM {_unnest(METRICS)} "
-    "ON CONFLICT (id) DO UPDATE SET description = excluded.description "
-    "WHERE excluded.description IS NOT NULL AND m.description IS DISTINCT FROM excluded.description"
+    "ON CONFLICT (id) DO UPDATE "
+    "SET description = coalesce(excluded.description, m.description), seen_at = clock_timestamp() "
+    "WHERE excluded.description IS NOT NULL AND m.description IS DISTINCT FROM excluded.description "
+    f"OR {_UNSEEN.format(row='m')}"
+)
+
+# Insert series, in the order of their keys; one that is stored is locked until the COMMIT, so that it cannot go.
+INSERT_SERIES: Final = (
+    f"INSERT INTO metric_series AS s ({', '.join(SERIES.names)}) SELECT {_values(SERIES)} FROM {_unnest(SERIES)} "
+    f"ON CONFLICT (metric_id, id) DO UPDATE SET seen_at = clock_timestamp() WHERE {_UNSEEN.format(row='s')} "
+    f"RETURNING {_KEY_BYTES['metric_series']}"
 )
 
 
@@ -110,16 +122,16 @@ def _conflicting_points() -> str:
     stored = ", ".join(f"p.{name}" for name in content)
     values = dict(zip(DATA_POINTS.names, _values(DATA_POINTS).split(", "), strict=True))
     given = ", ".join(values[name] for name in content)
+    rows = _unnest(DATA_POINTS).replace(") AS given (", ") WITH ORDINALITY AS given (").removesuffix(")")
     return (
-        "SELECT uuid_send(p.metric_id) || uuid_send(p.series_id) || timestamptz_send(p.timestamp) "
-        f"FROM {_unnest(DATA_POINTS)} JOIN metric_data_points AS p ON p.metric_id = given.metric_id "
+        f"SELECT given.place - 1 FROM {rows}, place) JOIN metric_data_points AS p ON p.metric_id = given.metric_id "
         "AND p.series_id = given.series_id AND p.timestamp = given.timestamp "
         "AND p.timestamp >= %b::timestamptz AND p.timestamp <= %b::timestamptz "
         f"WHERE ({stored}) IS DISTINCT FROM ({given})"
     )
 
 
-# Points under whose key something else is stored.
+# The places, counted from 0, of given points under whose key something else is stored.
 CONFLICTING_POINTS: Final = _conflicting_points()
 
 # The GenAI events that are logged for some spans, with what those spans lack: model calls without input or output, or
@@ -163,11 +175,18 @@ WHERE s.trace_id = given.trace_id AND s.span_id = given.span_id AND s.start_time
 RETURNING 1
 """
 
+
+def _unclaimed(row: str) -> str:
+    """A trace of which nothing is known but that log events name it: it belongs to whoever tells more of it."""
+    nothing = " AND ".join(f"{row}.{column} IS NULL" for column in ("root_span_id", "start_time", "name"))
+    return f"({nothing} AND NOT {row}.own_status AND NOT {row}.own_attributes)"
+
+
 # Traces of a batch that belong to another project than the batch says.
-FOREIGN_TRACES: Final = """
+FOREIGN_TRACES: Final = f"""
 SELECT uuid_send(t.id), t.project
 FROM unnest(%b::uuid[], %b::text[]) AS given (id, project)
-JOIN traces AS t ON t.id = given.id AND t.project <> given.project
+JOIN traces AS t ON t.id = given.id AND t.project <> given.project AND NOT {_unclaimed("t")}
 """
 
 # Open spans of some traces within the batch's times, by the index on open spans.
@@ -237,6 +256,7 @@ def _upsert_traces() -> str:
     start, end = _extreme("LEAST", "start_time"), _extreme("GREATEST", "end_time")
     sums = ("span_count", "error_count", "input_tokens", "output_tokens", "total_tokens", "cost_usd")
     assignments = [
+        "project = excluded.project",
         *(f"{column} = t.{column} + excluded.{column}" for column in sums),
         *(_of_root(column) for column in ("name", "service_name", "resource_id", "root_span_id", "root_start_time")),
         f"has_root = CASE WHEN {_ROOT_WINS} THEN excluded.has_root ELSE t.has_root END",
@@ -258,7 +278,8 @@ def _upsert_traces() -> str:
         f"SELECT {_values(TRACES)}, {_microseconds('given.end_time', 'given.start_time')}, "
         f"batch.now, batch.now FROM {_unnest(TRACES)}, (SELECT %b::timestamptz AS now) AS batch "
         f"ON CONFLICT (id) DO UPDATE SET {', '.join(assignments)} "
-        "WHERE t.project = excluded.project RETURNING uuid_send(t.id)"
+        f"WHERE t.project = excluded.project OR ({_unclaimed('t')} AND NOT {_unclaimed('excluded')}) "
+        "RETURNING uuid_send(t.id)"
     )
 
 

@@ -36,8 +36,8 @@ _DAYS_AHEAD: Final = 2
 # Partitions a batch makes on demand at most, of days and of hours; a wild clock must not make thousands.
 _NEW_DAYS: Final = 8
 _NEW_HOURS: Final = 24
-# Ids of committed parents that are remembered, and for how long: retention may take a parent away. Forgetting
-# one costs a conflict, nothing else.
+# Ids of committed parents that are remembered, and for how long: a parent that was not sent for an hour may be
+# deleted. Forgetting one costs a conflict, nothing else.
 _KNOWN_IDS: Final = 20_000
 _KNOWN_SECONDS: Final = 600.0
 # Transactions that lost to another one (deadlock, lock timeout) are tried so often before the caller hears
@@ -158,7 +158,7 @@ class BatchStore(ABC, Generic[B]):
         self._retry = retry
         self._partitions = PartitionManager(pool)
         self._known: set[Any] = set()
-        self._known_since = time.monotonic()
+        self._known_since = _clocks()
         self._expect_duplicates = False
         self._meanwhile: Callable[[], None] | None = None
 
@@ -218,11 +218,17 @@ class BatchStore(ABC, Generic[B]):
             stored.batches += 1
 
     def _remember(self, ids: Sequence[Any]) -> None:
-        now = time.monotonic()
-        if len(self._known) + len(ids) > _KNOWN_IDS or now - self._known_since > _KNOWN_SECONDS:
+        if len(self._known) + len(ids) > _KNOWN_IDS:
             self._known.clear()
-            self._known_since = now
+        if not self._known:
+            self._known_since = _clocks()
         self._known.update(ids)
+
+    def _still_known(self) -> set[Any]:
+        elapsed = (abs(now - since) for now, since in zip(_clocks(), self._known_since, strict=True))
+        if max(elapsed) > _KNOWN_SECONDS:
+            self._known.clear()
+        return self._known
 
     def _commit(self, batch: B, stored: Stored) -> Outcome:
         """Run the transaction, again where the server was away or another transaction won."""
@@ -250,7 +256,7 @@ class BatchStore(ABC, Generic[B]):
         return Terms(
             by_copy=self._by_copy(batch),
             expect_duplicates=self._expect_duplicates,
-            known=self._known,
+            known=self._still_known(),
             lock_timeout_ms=max(1, int(self._config.lock_timeout_seconds * 1000)),
             meanwhile=self._meanwhile,
         )
@@ -308,6 +314,11 @@ def by_project(rows: Mapping[str, Sequence[GivenRow]], project: str) -> Iterator
         for row in some:
             groups.setdefault(named(row), {name: [] for name in rows})[kind].append(row)
     yield from groups.values()
+
+
+def _clocks() -> tuple[float, float]:
+    """Return two clocks: one is never set, and the other goes on while the machine sleeps."""
+    return time.monotonic(), time.time()
 
 
 def _places(times: Sequence[int], width: int) -> set[int]:

@@ -45,6 +45,7 @@ _USD: Final = DecimalKind()
 _BOOL: Final = BoolKind()
 _JSON: Final = JsonKind()
 _OBJECT: Final = JsonObjectKind()
+_SORTED_JSON: Final = JsonKind(sorted_keys=True)
 _TRACE_ID: Final = TraceIdKind()
 _SPAN_ID: Final = SpanIdKind()
 _PARENT_ID: Final = ParentSpanIdKind()
@@ -307,19 +308,19 @@ LOGS: Final = WriteTable(
         Column("resource_id", _CONTENT_ID),
         Column("trace_id", LinkedTraceIdKind()),
         Column("span_id", LinkedSpanIdKind()),
-        Column("attributes", _OBJECT, default={}),
+        Column("attributes", JsonObjectKind(sorted_keys=True), default={}),
         # What some records have.
         Column("observed_timestamp", _TIME),
         Column("severity_number", Int4Kind(0, 24)),
         Column("severity_text", _TEXT),
         Column("body", _TEXT),
-        Column("body_json", _JSON),
+        Column("body_json", _SORTED_JSON),
         Column("event_name", _TEXT),
         Column("trace_flags", _INT),
         Column("service_name", _INDEXED),
         Column("scope_name", _TEXT),
         Column("scope_version", _TEXT),
-        Column("scope_attributes", _JSON),
+        Column("scope_attributes", _SORTED_JSON),
         Column("dropped_attributes_count", _INT),
     ),
     key=("timestamp", "route_id", "id"),
