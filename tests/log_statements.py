@@ -34,6 +34,7 @@ EVERYTHING = LogFilters(
     attributes={"k": 1},
 )
 WORD, NO_WORD = Search("link it", "link"), Search("a OR b")
+PHRASE = Search('"link it"', "link", ("link", "it"), "'link' & 'it'")
 OPEN, DONE = Snapshot(5, 9, (5, 7)), Snapshot(9, 9)
 
 LOG_MODULES = (statements, search)
@@ -53,6 +54,7 @@ LOG_EXAMPLES: list[tuple[str, Select[*tuple[Any, ...]] | Delete]] = [
         "few_matches",
         statements.few_matches(EVERYTHING, HOUR, WORD, 5, at_most=9, offset=1, after=AFTER, seen_by=OPEN),
     ),
+    ("few_matches", statements.few_matches(NOTHING, HOUR, PHRASE, 5, at_most=9)),
     ("count_logs", statements.count_logs(EVERYTHING, HOUR, 5, WORD)),
     ("rank_logs", statements.rank_logs(EVERYTHING, HOUR, WORD, 5)),
     ("rank_logs", statements.rank_logs(NOTHING, ANY, NO_WORD, 5)),

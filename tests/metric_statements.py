@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from sqlalchemy import Select
 from sqlalchemy.sql.dml import Delete
 
+from observatory_storage.repositories import metric_activity, span_figures
 from observatory_storage.repositories import metric_deletion as deletion
 from observatory_storage.repositories import metric_figures as figures
 from observatory_storage.repositories import metric_statements as statements
-from observatory_storage.repositories import span_figures
 from observatory_storage.repositories.metric_cursor import MetricCursor, PointCursor
 from observatory_storage.repositories.metric_filters import (
     SPAN_LABELS,
@@ -71,7 +71,7 @@ AGGREGATIONS: dict[Family, tuple[Aggregation, ...]] = {
     "distribution": ("avg", "sum", "min", "max", "count", "rate", "increase"),
 }
 
-METRIC_MODULES = (statements, figures, deletion, span_figures)
+METRIC_MODULES = (statements, figures, deletion, span_figures, metric_activity)
 METRIC_EXAMPLES: list[tuple[str, Select[*tuple[Any, ...]] | Delete]] = [
     ("metric_by_id", statements.metric_by_id(ID)),
     ("metrics_by_name", statements.metrics_by_name("m", None)),
@@ -110,6 +110,12 @@ METRIC_EXAMPLES: list[tuple[str, Select[*tuple[Any, ...]] | Delete]] = [
     ("expired_points", deletion.expired_points(ANY_OLD, POINT, 5)),
     ("delete_points", deletion.delete_points(OLD, None, POINT)),
     ("delete_points", deletion.delete_points(ANY_OLD, POINT, POINT)),
+    ("unused_series", deletion.unused_series(OLD, None, 5)),
+    ("unused_series", deletion.unused_series(ANY_OLD, (ID, ID), 5)),
+    ("unused_metrics", deletion.unused_metrics(OLD, None, 5)),
+    ("unused_metrics", deletion.unused_metrics(ANY_OLD, ID, 5)),
+    ("activity_of", metric_activity.activity_of([ID], None, None)),
+    ("activity_of", metric_activity.activity_of([ID], at(), at(60))),
     ("delete_series", deletion.delete_series([(ID, ID)])),
     ("delete_metrics", deletion.delete_metrics([ID])),
 ]

@@ -22,7 +22,7 @@ from tests.otlp_requests import json_format, recorded, request, sent_span, trace
 
 CAPTURE = next(path for path in recorded() if path.name == "openinference.traces.pb")
 FIGURES = {"traces": 1, "spans": 10, "events": 2, "rejected": 0}
-NOTHING_ELSE = {"metrics": 0, "data_points": 0, "logs": 0, "conflicting": 0, "spans_filled": 0}
+NOTHING_ELSE = {"metrics": 0, "data_points": 0, "logs": 0, "conflicting": 0, "spans_filled": 0, "passed_over": 0}
 
 
 def messages() -> Any:
@@ -80,7 +80,7 @@ def test_every_form_gives_the_same_figures(form: str, zipped: bool, database_url
     assert done.status == 0
     assert figures.pop("seconds") > 0
     assert figures.pop("duplicates") == 0
-    held = {"file": str(file), "signal": "traces", "traces": 1, "spans": 10, "events": 2}
+    held = {"file": str(file), "signals": ["traces"], "traces": 1, "spans": 10, "events": 2}
     assert figures.pop("files") == [held]
     assert figures == FIGURES | NOTHING_ELSE
 
@@ -147,7 +147,7 @@ def test_other_signals_are_named(database_url: str, tmp_path: Path) -> None:
 
 def test_broken_lines_cost_themselves_alone(database_url: str, tmp_path: Path) -> None:
     lines = json_lines().splitlines()
-    broken = [lines[0][:50], lines[1], *([b"{]"] * 30), *lines[2:], b'{"resourceMetrics": []}']
+    broken = [lines[0][:50], lines[1], *([b"{]"] * 30), *lines[2:], b'{"resources": []}']
     file = tmp_path / "lines.jsonl"
     file.write_bytes(b"\n".join(broken))
     done = invoke("ingest", "--json", "--database-url", database_url, file)

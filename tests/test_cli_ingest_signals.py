@@ -54,7 +54,7 @@ def test_all_recorded_files_land_once(method: str, database_url: str) -> None:
     for path, held in zip((*metrics, *logs), figures["files"], strict=True):
         rows = held.get("logs", held.get("data_points"))
         assert (held["file"], rows) == (str(path), sent(path))
-        assert held["signal"] == ("logs" if ".logs." in path.name else "metrics")
+        assert held["signals"] == ["logs" if ".logs." in path.name else "metrics"]
     second = invoke(*arguments).json
     assert {name: second[name] for name in KINDS} == {name: figures[name] for name in KINDS}
     assert second["duplicates"] == figures["data_points"] + figures["logs"]
@@ -101,7 +101,7 @@ def test_standard_input_of_another_signal(database_url: str) -> None:
     done = invoke("ingest", "-", "--signal", "metrics", "--json", "--database-url", database_url, stdin=body)
     assert (done.status, done.json["data_points"], done.json["spans"]) == (0, 36, 0)
     assert done.json["files"] == [
-        {"file": "standard input", "signal": "metrics", "metrics": 7, "data_points": 36},
+        {"file": "standard input", "signals": ["metrics"], "metrics": 7, "data_points": 36},
     ]
 
 
@@ -160,6 +160,6 @@ def test_content_of_events_fills_spans(traces_first: bool, database_url: str) ->
 
 def test_help_says_all_keys_of_the_json() -> None:
     shown = " ".join(invoke("ingest", "--help").stdout.split())
-    for key in (*KINDS, "rejected", "duplicates", "conflicting", "spans_filled", "seconds", "files"):
+    for key in (*KINDS, "rejected", "duplicates", "conflicting", "spans_filled", "passed_over", "seconds", "files"):
         assert key in shown
     assert "--signal" in shown

@@ -1,4 +1,4 @@
-"""Which signal a file holds: as it is told, by its name, by its JSON, else traces."""
+"""Which signals a file holds: as it is told, by the keys of its JSON, by its name, else traces."""
 
 from __future__ import annotations
 
@@ -66,12 +66,16 @@ def test_by_the_top_key_of_its_json(signal: Signal, zipped: bool, tmp_path: Path
         assert read(file) == {signal: number}
 
 
-def test_the_name_goes_before_the_content_and_what_is_told_before_both(tmp_path: Path) -> None:
-    file = tmp_path / "app.metrics.json"
+@pytest.mark.parametrize("name", ["capture.jsonl", "app.metrics.json"])
+def test_what_is_told_goes_before_the_keys_and_these_before_the_name(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
     file.write_bytes(BODIES[Signal.LOGS])
-    (part,) = Source(str(file)).parts()
+    assert read(file) == {Signal.LOGS: 1}
+    (part,) = Source(str(file), Signal.METRICS).parts()
     assert part.reason == "expected OTLP/JSON metrics: this is an OTLP request of logs"
-    assert read(file, Signal.LOGS) == {Signal.LOGS: 1}
+    # What does not say what it is.
+    file.write_bytes(b"{}")
+    assert read(file) == {Signal.METRICS if "metrics" in name else Signal.TRACES: 0}
 
 
 def test_without_any_hint_a_file_holds_traces(tmp_path: Path) -> None:
@@ -119,7 +123,7 @@ def test_a_pipe_is_read_as_it_arrives(tmp_path: Path) -> None:
 def test_lines_that_cannot_be_read_cost_themselves(signal: Signal, tmp_path: Path) -> None:
     file = tmp_path / f"{signal}.jsonl"
     file.write_bytes(b"\n".join([BODIES[signal], b"{]", BODIES[Signal.TRACES], BODIES[signal]]))
-    parts = list(Source(str(file)).parts())
+    parts = list(Source(str(file), signal).parts())
     assert [(part.line, part.reason is None) for part in parts] == [(1, True), (2, False), (3, False), (4, True)]
     assert "request of traces" in str(parts[2].reason)
 

@@ -12,6 +12,7 @@ from observatory_storage.cli.demo import demo
 from observatory_storage.cli.ingest import ingest
 from observatory_storage.cli.logs import logs
 from observatory_storage.cli.maintain import maintain
+from observatory_storage.cli.metrics import metrics
 from observatory_storage.cli.migrate import migrate
 from observatory_storage.cli.options import ConfigFile, DatabaseUrl, where
 from observatory_storage.cli.show import show
@@ -55,7 +56,7 @@ def _common(
     context.obj = where(context, database_url, config)
 
 
-for command in (check, migrate, ingest, traces, show, logs, maintain, demo):
+for command in (check, migrate, ingest, traces, show, logs, metrics, maintain, demo):
     app.command(epilog=EXIT_STATUSES)(reported_errors()(command))
 
 

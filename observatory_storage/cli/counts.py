@@ -57,7 +57,7 @@ class Held:
     """What one file held: rows as they were decoded, before anything is known of their being stored."""
 
     file: str
-    signal: Signal | None = None
+    signals: set[Signal] = field(default_factory=set)
     counts: Counts = field(default_factory=Counts)
     _traces: set[Any] = field(default_factory=set)
     _metrics: set[tuple[Any, ...]] = field(default_factory=set)
@@ -65,18 +65,18 @@ class Held:
     def add(self, decoded: AnyDecoded) -> None:
         """Count the rows of a part of the file."""
         if isinstance(decoded, DecodedTraces):
-            self.signal = Signal.TRACES
+            self.signals.add(Signal.TRACES)
             self.counts.spans += len(decoded.spans)
             self.counts.events += decoded.event_count
             self._traces.update(span["trace_id"] for span in decoded.spans)
             self.counts.traces = len(self._traces)
         elif isinstance(decoded, DecodedMetrics):
-            self.signal = Signal.METRICS
+            self.signals.add(Signal.METRICS)
             self.counts.data_points += len(decoded.data_points)
             self._metrics.update(metrics_of(decoded))
             self.counts.metrics = len(self._metrics)
         else:
-            self.signal = Signal.LOGS
+            self.signals.add(Signal.LOGS)
             self.counts.logs += len(decoded.logs)
 
     def forget_names(self) -> None:
@@ -85,9 +85,21 @@ class Held:
         self._metrics.clear()
 
     def as_json(self) -> dict[str, Any]:
-        """Return the figures of the file's signal; of one that holds nothing its name alone."""
-        names = _NAMES[self.signal] if self.signal else ()
-        return {"file": self.file, "signal": self.signal} | {name: getattr(self.counts, name) for name in names}
+        """Return the figures of the file's signals; of one that holds nothing its name alone."""
+        signals = [signal for signal in Signal if signal in self.signals]
+        names = [name for signal in signals for name in _NAMES[signal]]
+        return {"file": self.file, "signals": signals} | {name: getattr(self.counts, name) for name in names}
+
+
+def rows_in(decoded: AnyDecoded) -> int:
+    """Return the number of spans, data points or log records, those that cannot be stored included."""
+    if isinstance(decoded, DecodedTraces):
+        rows = len(decoded.spans)
+    elif isinstance(decoded, DecodedMetrics):
+        rows = len(decoded.data_points)
+    else:
+        rows = len(decoded.logs)
+    return rows + len(decoded.rejected)
 
 
 def metrics_of(decoded: DecodedMetrics) -> set[tuple[Any, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import math
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -96,6 +97,43 @@ def parse_since(text: str, *, now: dt.datetime) -> dt.datetime:
             "2026-01-31 or 2026-01-31T12:00Z"
         ) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+
+
+def parse_duration(text: str) -> dt.timedelta:
+    """Return the length of time that `30s`, `5m`, `1h` and so on means.
+
+    Raises ValueError, with what is allowed, for anything else, and for nothing at all.
+    """
+    length = _AGE.fullmatch(text.strip().lower())
+    try:
+        found = dt.timedelta(seconds=int(length[1]) * _UNITS[length[2]]) if length else dt.timedelta()
+    except OverflowError:
+        found = dt.timedelta()
+    if not found:
+        raise ValueError(f"{text!r} is no length of time; give one such as 30s, 5m, 1h or 1d")
+    return found
+
+
+def step(length: dt.timedelta) -> str:
+    """Format a length of time of whole seconds as `parse_duration` takes it."""
+    seconds = length // dt.timedelta(seconds=1)
+    unit = next(unit for unit in ("d", "h", "m", "s") if seconds % _UNITS[unit] == 0)
+    return f"{seconds // _UNITS[unit]}{unit}"
+
+
+def figure(value: float | None) -> str:
+    """Format a number: four significant digits, in thousands and so on from 10,000 on; nothing for None."""
+    if value is None:
+        return ""
+    if not math.isfinite(value):
+        return str(value)
+    size = abs(value)
+    if size < 10_000:
+        return f"{round(value):,}" if value == round(value) else f"{value:.4g}"
+    for unit, of in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if of <= size < of * 1_000:
+            return f"{value / of:.4g}{unit}"
+    return f"{value:.3e}"
 
 
 def row(instance: Base) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
 from observatory_storage.cli import formats
-from observatory_storage.cli.counts import NOUNS, AnyDecoded, Counts, Held
+from observatory_storage.cli.counts import NOUNS, AnyDecoded, Counts, Held, rows_in
 from observatory_storage.cli.feeds import FEEDS, Feed
 from observatory_storage.cli.options import AsJson, ConfigFile, DatabaseUrl, for_one_command, where
 from observatory_storage.cli.rejected import Limited, RejectedRows
@@ -40,6 +41,8 @@ class Result:
     """How many of the rejected are data points that differ from the one stored for their series and time."""
     spans_filled: int = 0
     """How many spans got their input or output from log records."""
+    passed_over: int = 0
+    """How many rows stood beside those of the signal that was asked for, and were not wanted."""
     errors: int = 0
     """How many files, or lines of files, could not be read or written."""
     files: list[Held] = field(default_factory=list)
@@ -59,6 +62,7 @@ class Result:
             "duplicates": sum(self.duplicates.values()),
             "conflicting": self.conflicting,
             "spans_filled": self.spans_filled,
+            "passed_over": self.passed_over,
             "seconds": self.seconds,
             "files": [held.as_json() for held in self.files],
         }
@@ -72,8 +76,9 @@ def ingest(
     signal: Annotated[
         Signal | None,
         typer.Option(
-            help="What the files hold. Default: what a file's name says (app.logs.pb), else its JSON, else traces; "
-            "standard input holds traces.",
+            help="What the files hold; of JSON objects with several signals take this one alone. Default: all that "
+            "a file's JSON objects hold by their keys, each line for itself; of protobuf what the file's name says "
+            "(app.logs.pb), else traces; standard input holds traces.",
             show_default=False,
         ),
     ] = None,
@@ -102,8 +107,8 @@ def ingest(
     With --json, traces, spans, events, metrics, data_points and logs count what is stored now, duplicates
     included. duplicates: rows that were there already. spans_filled: spans that got their input or output from
     log records. rejected: rows that cannot be stored. conflicting: those of them that are data points and differ
-    from the one that is stored for their series and time. seconds: how long it took. files: for each file its
-    name, its signal, and what it held.
+    from the one that is stored for their series and time. passed_over: rows of other signals than --signal in the
+    same JSON objects. seconds: how long it took. files: for each file its name, its signals, and what it held.
     """
     _refuse_confusion(files, rejected)
     settings = for_one_command(where(context, database_url, config).load())
@@ -138,7 +143,7 @@ def print_files(out: Terminal, result: Result) -> None:
     """Print what each of several files held; of one the result says it."""
     if len(result.files) > 1:
         for held in result.files:
-            said = held.counts.sentence({held.signal}) if held.signal else "nothing"
+            said = held.counts.sentence(held.signals) if held.signals else "nothing"
             out.print(f"{out.text(held.file)}: {said}")
 
 
@@ -162,6 +167,7 @@ class Ingestion:
         self._err = err
         self._rejected = rejected
         self._errors = 0
+        self._passed_over = 0
         self._feeds: dict[Signal, Feed] = {}
         self._files: list[Held] = []
         self.result = Result()
@@ -187,6 +193,7 @@ class Ingestion:
                 duplicates={feed.signal: feed.duplicates for feed in feeds},
                 conflicting=sum(feed.conflicting for feed in feeds),
                 spans_filled=sum(feed.spans_filled for feed in feeds),
+                passed_over=self._passed_over,
                 errors=self._errors,
                 files=self._files,
             )
@@ -198,10 +205,17 @@ class Ingestion:
         self._files.append(held)
         empty = True
         wrong = Limited(self._err, "red")
+        odd = Limited(self._err, "yellow")
+        passed_over: dict[Signal, int] = {}
         for part in source.parts():
             empty = False
-            if part.decoded is None:
-                where = source.name if part.line is None else f"{source.name} line {part.line}"
+            where = source.name if part.line is None else f"{source.name} line {part.line}"
+            if not part.is_wanted:
+                if part.decoded is None:
+                    odd.add(f"{where}: passed over: {part.reason}")
+                else:
+                    passed_over[part.signal] = passed_over.get(part.signal, 0) + rows_in(part.decoded)
+            elif part.decoded is None:
                 wrong.add(f"{where}: {part.reason}")
                 self._errors += 1
             else:
@@ -209,18 +223,28 @@ class Ingestion:
                 self._write(part.signal, part.decoded, part.line)
             progress.show(sum(feed.given for feed in self._feeds.values()))
         wrong.finish(f"lines of {source.name} that cannot be read")
+        odd.finish(f"lines of {source.name} with what is passed over and cannot be read")
+        self._pass_over(source, passed_over)
         held.forget_names()
         if empty:
             self._err.print((f"{self._err.text(source.name)}: empty, nothing to store", "dim"))
         for feed in self._feeds.values():
             feed.checkpoint()
 
+    def _pass_over(self, source: Source, rows: dict[Signal, int]) -> None:
+        """Say what stood beside the signal that was asked for."""
+        found = [formats.counted(rows[signal], NOUNS[signal]) for signal in Signal if rows.get(signal)]
+        if found:
+            self._passed_over += sum(rows.values())
+            said = f"{source.name}: passed over {formats.joined(found)}, which --signal does not ask for"
+            self._err.print((self._err.text(said), "yellow"))
+
     def _write(self, signal: Signal, decoded: AnyDecoded, line: int | None) -> None:
-        self._rejected.signal = signal
         for error in decoded.rejected:
-            self._rejected.add(error, line)
+            self._rejected.add(error, line, signal=signal)
         if signal not in self._feeds:
-            self._feeds[signal] = FEEDS[signal](self._pool, self._config, self._rejected.add)
+            reject = partial(self._rejected.add, signal=signal)
+            self._feeds[signal] = FEEDS[signal](self._pool, self._config, reject)
         self._feeds[signal].write(decoded)
 
     def _close(self, feed: Feed) -> None:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import json
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final
+import select
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Final, TextIO
 
 import typer
 
 from observatory_storage.cli import formats
 from observatory_storage.cli.options import AsJson, ConfigFile, DatabaseUrl, for_one_command, where
-from observatory_storage.cli.terminal import Terminal, Terminals
+from observatory_storage.cli.terminal import ASCII, Terminal, Terminals
 from observatory_storage.errors import InvalidFilterError
 from observatory_storage.models import LogRecord
 from observatory_storage.models.severity import level_of
 from observatory_storage.pool import StoragePool
 from observatory_storage.repositories.log import LogRepository
 from observatory_storage.repositories.log_filters import Level, LogFilters
-from observatory_storage.repositories.log_results import LogMatch
+from observatory_storage.repositories.log_results import LogMatch, SnippetStyle
 
 _PAGE: Final = 1000
 # A body is one line, and never a whole document.
@@ -41,6 +43,9 @@ def logs(
         typer.Option(metavar="TEXT", help='With these words in the body: word "a phrase" one OR other -excluded.'),
     ] = None,
     ranked: Annotated[bool, typer.Option("--ranked", help="The best matches of the search first.")] = False,
+    snippets: Annotated[
+        bool, typer.Option("--snippets", help="Show where a body matches the search, not its beginning.")
+    ] = False,
     level: Annotated[
         str | None,
         typer.Option(
@@ -50,8 +55,20 @@ def logs(
     min_level: Annotated[
         str | None, typer.Option("--min-level", metavar="LEVEL", help="Of this severity or a worse one.")
     ] = None,
+    max_level: Annotated[
+        str | None, typer.Option("--max-level", metavar="LEVEL", help="Of this severity or a lesser one.")
+    ] = None,
     service: Annotated[str | None, typer.Option(help="Of this service.")] = None,
+    scope: Annotated[str | None, typer.Option(metavar="NAME", help="Of this instrumentation scope.")] = None,
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help='With this attribute. VALUE is JSON (7, true, "7"), else the text as it stands. Can be repeated.',
+        ),
+    ] = None,
     trace: Annotated[str | None, typer.Option(metavar="ID", help="Of this trace.")] = None,
+    span: Annotated[str | None, typer.Option(metavar="ID", help="Of this span.")] = None,
     event: Annotated[str | None, typer.Option(metavar="NAME", help="With this event name.")] = None,
     since: Annotated[
         str | None, typer.Option(metavar="AGE|TIME", help="Since: 30m, 1h, 2d, or an ISO time (UTC).")
@@ -67,17 +84,21 @@ def logs(
 
     With --follow each record comes once, when it is stored, however old its time is; with --json one object a line.
     """
-    if follow and (ranked or cursor is not None):
-        raise typer.BadParameter("--follow goes with neither --ranked nor --cursor")
-    if ranked and search is None:
-        raise typer.BadParameter("--ranked needs --search")
+    if follow and (ranked or snippets or cursor is not None):
+        raise typer.BadParameter("--follow goes with none of --ranked, --snippets and --cursor")
+    if (ranked or snippets) and search is None:
+        raise typer.BadParameter(f"{'--ranked' if ranked else '--snippets'} needs --search")
     try:
         filters = LogFilters(
             project=project,
             service_name=service,
             severity=None if level is None else _level(level),
             min_severity=min_level,
+            max_severity=max_level,
+            scope_name=scope,
+            attributes=None if not attribute else _attributes(attribute),
             trace_id=trace,
+            span_id=span,
             event_name=event,
             timestamp_from=_time(since, "--since"),
             timestamp_before=_time(until, "--until"),
@@ -93,7 +114,8 @@ def logs(
         if follow:
             _follow(out, repository, filters, limit, as_json=as_json)
             return
-        found, next_cursor = _read(repository, filters, limit, ranked=ranked)
+        style = _style(out, as_json=as_json) if snippets else None
+        found, next_cursor = _read(repository, filters, limit, ranked=ranked, style=style)
     if as_json:
         out.print_json({"logs": [_as_json(match) for match in found], "next_cursor": next_cursor})
     elif not found:
@@ -106,11 +128,12 @@ def logs(
 
 def _print_all(out: Terminal, found: Sequence[LogMatch], *, ranked: bool) -> None:
     for match in found if ranked else reversed(found):
-        _print(out, match.log)
+        _print(out, match.log, match.snippet)
 
 
 def _follow(out: Terminal, repository: LogRepository, filters: LogFilters, recent: int, *, as_json: bool) -> None:
-    for record in repository.stream_logs(filters, recent=recent, include_content=True):
+    stream = repository.stream_logs(filters, recent=recent, stop=_refuse_closed(out.stream), include_content=True)
+    for record in stream:
         if as_json:
             out.print_json(formats.row(record))
         else:
@@ -118,20 +141,41 @@ def _follow(out: Terminal, repository: LogRepository, filters: LogFilters, recen
         out.stream.flush()
 
 
-def _print(out: Terminal, record: LogRecord) -> None:
+def _refuse_closed(stream: TextIO) -> Callable[[], bool]:
+    """Return what raises BrokenPipeError once a pipe's reader has left, however long nothing is printed."""
+    try:
+        descriptor = stream.fileno()
+    except io.UnsupportedOperation:
+        return lambda: False
+    # Windows has none; there the next record fails.
+    if not hasattr(select, "poll"):
+        return lambda: False
+    looked_at = select.poll()
+    # For nothing but what is always told: that the other end is closed.
+    looked_at.register(descriptor, 0)
+
+    def refuse() -> bool:
+        if looked_at.poll(0):
+            raise BrokenPipeError
+        return False
+
+    return refuse
+
+
+def _print(out: Terminal, record: LogRecord, snippet: str | None = None) -> None:
     level = level_of(record.severity_number)
     utc = record.timestamp.astimezone(dt.UTC).replace(tzinfo=None)
     out.print(
         (f"{utc.isoformat(' ', 'milliseconds')}  ", "dim"),
         (f"{out.text(record.severity_text or level or '-', 8):<8}  ", _STYLES.get(level, "")),
         f"{out.text(record.service_name or '-')}  ",
-        out.text(_message(record), _LONGEST_LINE),
+        out.text(_message(record, snippet), _LONGEST_LINE),
     )
 
 
-def _message(record: LogRecord) -> str:
-    shown = record.body or ""
-    if record.body_json is not None:
+def _message(record: LogRecord, snippet: str | None) -> str:
+    shown = snippet or record.body or ""
+    if snippet is None and record.body_json is not None:
         shown = json.dumps(record.body_json, ensure_ascii=False)
     name = record.event_name
     # Cut before each sign is looked at: it can be megabytes long.
@@ -140,23 +184,45 @@ def _message(record: LogRecord) -> str:
 
 def _as_json(match: LogMatch) -> dict[str, Any]:
     rank = {} if match.rank is None else {"rank": match.rank}
-    return {**formats.row(match.log), **rank}
+    snippet = {} if match.snippet is None else {"snippet": match.snippet}
+    return {**formats.row(match.log), **rank, **snippet}
 
 
 def _read(
-    repository: LogRepository, filters: LogFilters, limit: int, *, ranked: bool
+    repository: LogRepository, filters: LogFilters, limit: int, *, ranked: bool, style: SnippetStyle | None
 ) -> tuple[list[LogMatch], str | None]:
     found: list[LogMatch] = []
     cursor = filters.cursor
     while len(found) < limit:
         size = min(limit - len(found), _PAGE)
         asked = filters.model_copy(update={"cursor": cursor, "limit": size})
-        page = repository.search_logs(asked, ranked=ranked, include_content=True)
+        page = repository.search_logs(asked, ranked=ranked, snippets=style or False, include_content=True)
         found.extend(page)
         cursor = page.next_cursor
         if cursor is None:
             break
     return found, cursor
+
+
+def _style(out: Terminal, *, as_json: bool) -> SnippetStyle:
+    if as_json or out.glyphs is not ASCII:
+        return SnippetStyle()
+    return SnippetStyle(start_mark="*", end_mark="*", delimiter=f" {out.glyphs.ellipsis} ")
+
+
+def _attributes(texts: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise typer.BadParameter(f"{text!r} is no KEY=VALUE", param_hint="--attribute")
+        if key in found:
+            raise typer.BadParameter(f"{key!r} is given twice", param_hint="--attribute")
+        try:
+            found[key] = json.loads(value, parse_constant=str)
+        except ValueError:
+            found[key] = value
+    return found
 
 
 def _level(text: str) -> Level:

@@ -52,19 +52,18 @@ class RejectedRows:
         self._file = kept_in.open("wb") if kept_in else None
         self._failure: OSError | None = None
         self.source = ""
-        self.signal = Signal.TRACES
 
     @property
     def total(self) -> int:
         """The number of rows so far."""
         return self._shown.total
 
-    def add(self, error: RejectedRowError, line: int | None = None) -> None:
-        """Take a row of the file that `source` names at present, and of its `signal`."""
+    def add(self, error: RejectedRowError, line: int | None = None, *, signal: Signal) -> None:
+        """Take a row of the file that `source` names at present."""
         with self._lock:
             where = self.source if line is None else f"{self.source} line {line}"
             row = dict(error.row) if error.row is not None else None
-            self._shown.add(f"rejected: {where}: {_name(row, self.signal)}{error.reason}")
+            self._shown.add(f"rejected: {where}: {_name(row, signal)}{error.reason}")
             if self._file is None or self._failure is not None:
                 return
             entry = {"file": self.source, "line": line, "reason": error.reason, "row": _readable(row)}

@@ -9,19 +9,23 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from observatory_storage.errors import DecodeError
 from observatory_storage.otlp import DecodedLogs, DecodedMetrics, DecodedTraces, Signal, decode, signal_of
+from observatory_storage.otlp.log_pieces import LogPieces
+from observatory_storage.otlp.signals import JsonObject
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+AnyDecoded = DecodedTraces | DecodedMetrics | DecodedLogs
+
 STANDARD_INPUT: Final = "-"
 PROTOBUF: Final = "application/x-protobuf"
-JSON: Final = "application/json"
 
 # Requests are cut out of a protobuf file until they hold this much, so that a batch of rows comes together.
 _CHUNK_BYTES: Final = 1 << 20
@@ -36,19 +40,22 @@ _JSON_SO_FAR = re.compile(rb"\s*\{?\s*")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One request of a file, decoded, or the reason why it could not be; `line` where the file has lines."""
+    """One signal of a request, decoded, or the reason why it could not be; `line` where the file has lines."""
 
     line: int | None
-    decoded: DecodedTraces | DecodedMetrics | DecodedLogs | None = None
+    decoded: AnyDecoded | None = None
     reason: str | None = None
     signal: Signal = Signal.TRACES
+    is_wanted: bool = True
+    """False for what a JSON object holds beside the one signal that was asked for."""
 
 
 class Source:
     """A file, or standard input for `-`. `advance` is told the number of bytes read, packed as they are.
 
-    What it holds is `signal` where that is given, else what the file's name says, else its JSON, else traces;
-    standard input holds traces where nothing is given.
+    Where `signal` is given, it is what the file holds. Else a JSON object holds what its keys say, be it several
+    signals; other content holds what the file's name says, else traces. Standard input holds traces where nothing is
+    given: a JSON object without any is an error.
     """
 
     def __init__(self, path: str, signal: Signal | None = None) -> None:
@@ -94,10 +101,12 @@ class Source:
         found = self._signal
         if found is None and self.path != STANDARD_INPUT:
             found = signal_of(self.path, head)
-            if found is None and is_json:
-                # The key is not in the first lines; what follows them is waited for only now.
-                found = signal_of(self.path, head + stream.peek(_BUFFER_BYTES))
-        requests = _Requests(found or Signal.TRACES, is_guess=found is None)
+        requests = _Requests(
+            found or Signal.TRACES,
+            is_guess=found is None,
+            is_told=self._signal is not None,
+            is_fixed=self._signal is not None or self.path == STANDARD_INPUT,
+        )
         stream = _stream(head, stream)
         if is_json:
             yield from _json_parts(stream, requests)
@@ -105,20 +114,58 @@ class Source:
             yield from _protobuf_parts(stream, requests)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Requests:
-    """Decodes requests of one signal, which may be a guess."""
+    """Decodes requests, or one request in pieces, of a signal that may be a guess.
+
+    `is_told`: of a JSON object with several signals only this one is wanted. `is_fixed`: each JSON object has to hold
+    it; else `signal` is for what does not say what it is, and follows the objects that do.
+    """
 
     signal: Signal
     is_guess: bool
+    is_told: bool
+    is_fixed: bool
+    _log_pieces: LogPieces = field(default_factory=LogPieces)
 
-    def decode(self, data: bytes, content_type: str, line: int | None = None) -> Part:
-        """Decode a request, or say why it cannot be."""
+    def decode_json(self, data: bytes, line: int | None = None) -> list[Part]:
+        """Decode each signal that a JSON object holds, or say why it cannot be; at least one part comes out."""
         try:
-            return Part(line, decode(data, self.signal, content_type), signal=self.signal)
+            sent = JsonObject(data, self.signal)
+        except DecodeError as error:
+            return [Part(line, reason=str(error))]
+        if not sent.signals or (self.is_fixed and self.signal not in sent.signals):
+            # Where it holds others, decoding says which.
+            signals: tuple[Signal, ...] = (self.signal,)
+        else:
+            kept = self.signal if self.is_fixed else None
+            signals = tuple(signal for signal in sent.signals if signal is kept or not sent.is_empty(signal))
+            signals = signals or sent.signals
+        if self.signal not in signals:
+            self.signal = signals[0]
+        return [
+            self._part(partial(sent.decode, signal), signal, line, is_wanted=signal is self.signal or not self.is_told)
+            for signal in signals
+        ]
+
+    def decode(self, data: bytes) -> Part:
+        """Decode a request in protobuf, or say why it cannot be."""
+        return self._part(lambda: decode(data, self.signal, PROTOBUF), self.signal)
+
+    def decode_piece(self, data: bytes) -> Part:
+        """Decode a part of one request in protobuf, or say why it cannot be."""
+        if self.signal is Signal.LOGS:
+            return self._part(lambda: self._log_pieces.decode(data), self.signal)
+        return self.decode(data)
+
+    def _part(
+        self, read: Callable[[], AnyDecoded], signal: Signal, line: int | None = None, is_wanted: bool = True
+    ) -> Part:
+        try:
+            return Part(line, read(), None, signal, is_wanted)
         except DecodeError as error:
             hint = "; --signal says what a file holds" if self.is_guess and "OTLP request of" in str(error) else ""
-            return Part(line, reason=f"{error}{hint}")
+            return Part(line, None, f"{error}{hint}", signal, is_wanted)
 
 
 class _Readable(Protocol):
@@ -169,18 +216,18 @@ def _json_parts(stream: io.BufferedReader, requests: _Requests) -> Iterator[Part
     """Decode one document, or the Collector's lines; a document may be spread over lines as well."""
     lines = ((number, line) for number, line in enumerate(stream, 1) if not line.isspace())
     first = next(lines)
-    part = requests.decode(first[1], JSON, first[0])
-    if part.decoded is not None:
-        yield part
+    parts = requests.decode_json(first[1], first[0])
+    if any(part.decoded is not None for part in parts):
+        yield from parts
     else:
         second = next(lines, None)
         if second is None or not (_is_complete(first[1]) or _is_complete(second[1])):
-            yield requests.decode(b"".join((first[1], second[1] if second else b"", stream.read())), JSON)
+            yield from requests.decode_json(b"".join((first[1], second[1] if second else b"", stream.read())))
             return
-        yield part
-        yield requests.decode(second[1], JSON, second[0])
+        yield from parts
+        yield from requests.decode_json(second[1], second[0])
     for number, line in lines:
-        yield requests.decode(line, JSON, number)
+        yield from requests.decode_json(line, number)
 
 
 def _is_complete(line: bytes) -> bool:
@@ -192,11 +239,9 @@ def _is_complete(line: bytes) -> bool:
 
 
 def _protobuf_parts(stream: io.BufferedReader, requests: _Requests) -> Iterator[Part]:
-    """Decode the request in pieces of whole resources.
-
-    Cutting it between them changes nothing but where equal log records, far from each other, are counted from.
-    """
+    """Decode the request in pieces of whole resources; a small one comes out whole."""
     pending = bytearray()
+    is_cut = False
     while tag := stream.read(1):
         if tag[0] != _RESOURCES:
             yield Part(None, reason="holds no OTLP traces: neither JSON nor the protobuf of an export request")
@@ -214,7 +259,9 @@ def _protobuf_parts(stream: io.BufferedReader, requests: _Requests) -> Iterator[
             pending += block
             length -= len(block)
         if len(pending) >= _CHUNK_BYTES:
-            yield requests.decode(bytes(pending), PROTOBUF)
+            is_cut = True
+            yield requests.decode_piece(bytes(pending))
             pending.clear()
     if pending:
-        yield requests.decode(bytes(pending), PROTOBUF)
+        rest = bytes(pending)
+        yield requests.decode_piece(rest) if is_cut else requests.decode(rest)

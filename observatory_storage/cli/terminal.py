@@ -35,10 +35,18 @@ class Glyphs:
     last_branch: str
     trunk: str
     unknown: str
+    levels: str
+    """A column of a drawing, from the lowest to the full one."""
 
 
-UNICODE: Final = Glyphs("✓", "✗", "·", "…", "→", "µ", "━", "╺", "├ ", "└ ", "│ ", "\ufffd")
-ASCII: Final = Glyphs("ok", "x", "-", "..", "->", "u", "=", "|", "+ ", "` ", "| ", "?")
+UNICODE: Final = Glyphs("✓", "✗", "·", "…", "→", "µ", "━", "╺", "├ ", "└ ", "│ ", "\ufffd", "▁▂▃▄▅▆▇█")
+ASCII: Final = Glyphs("ok", "x", "-", "..", "->", "u", "=", "|", "+ ", "` ", "| ", "?", "_.-=+*%#")
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # Rich would exit with status 1: the program says itself that its reader has left.
+        raise BrokenPipeError
 
 
 class Terminal:
@@ -50,7 +58,7 @@ class Terminal:
         self.stream = stream
         self._encoding = stream.encoding or "ascii"
         self.glyphs = UNICODE if _can_encode(self._encoding, UNICODE) else ASCII
-        self.console = Console(file=stream, width=_width(stream), highlight=False, markup=False, emoji=False)
+        self.console = _Console(file=stream, width=_width(stream), highlight=False, markup=False, emoji=False)
 
     @property
     def is_interactive(self) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Final, NamedTuple, cast
 
 from observatory_storage.errors import RejectedRowError
 from observatory_storage.models.metric import TEMPORALITIES
+from observatory_storage.models.point_checks import check_buckets
 from observatory_storage.models.rows import DataPointRow, MetricRow
 from observatory_storage.otlp.scopes import Scope
 from observatory_storage.otlp.times import EPOCH, time_of
@@ -130,13 +129,7 @@ def histogram_row(
     row = _row(series, point)
     if not point.flags & NO_RECORDED_VALUE:
         _fill_distribution(row, count, sum, min, max)
-        if len(bucket_counts) != len(explicit_bounds) + 1 and (bucket_counts or explicit_bounds):
-            raise RejectedRowError(
-                f"the data point has {len(bucket_counts)} bucket counts and {len(explicit_bounds)} bounds; "
-                "there must be one count more"
-            )
-        if not _ascend(explicit_bounds):
-            raise RejectedRowError("the data point's bounds do not ascend")
+        check_buckets(bucket_counts, explicit_bounds)
         if bucket_counts:
             row["bucket_bounds"] = explicit_bounds
             row["bucket_counts"] = _counts(bucket_counts, "bucket count")
@@ -213,11 +206,6 @@ def _fill_distribution(
         row["min"] = min
     if max is not None:
         row["max"] = max
-
-
-def _ascend(bounds: Sequence[float]) -> bool:
-    # No comparison with a NaN holds; the only bound has none to be compared with.
-    return all(low < high for low, high in pairwise(bounds)) and not (len(bounds) == 1 and math.isnan(bounds[0]))
 
 
 def _count(value: int, what: str) -> int:

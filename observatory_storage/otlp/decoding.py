@@ -70,11 +70,16 @@ class Decoder(Generic[D]):
                 rejected.row = {**(rejected.row or {}), "line": number}
             yield decoded
 
-    def _from_json(self, data: bytes) -> D:
+    def decode_object(self, request: Record) -> D:
+        """Decode a JSON object that is parsed. Raises DecodeError for what is no request of this signal at all."""
+        json_reader.require_signal(request, self.signal)
         decoded = self.make()
         try:
-            for outcome in self.read_json(json_reader.parse_request(data, self.signal)):
+            for outcome in self.read_json(request):
                 decoded.add(outcome)
         except MisshapenError as error:
             raise DecodeError(f"this is no OTLP/JSON of {self.signal}: {error}") from error
         return decoded
+
+    def _from_json(self, data: bytes) -> D:
+        return self.decode_object(json_reader.parse_object(data, self.signal))

@@ -32,6 +32,9 @@ _MICROSECOND: Final = dt.timedelta(microseconds=1)
 # Before the body there was an attribute, with the body as JSON text.
 _OLD_BODY: Final = "gen_ai.event.content"
 
+EVENT_ORDER: Final = "observatory.order"
+"""The attribute with an event's place among those of one span and one microsecond, as they were sent; absent is 0."""
+
 GENAI_EVENT_NAMES: Final = frozenset({_DETAILS, *_ROLES, *_CHOICES})
 """The names of the log events that carry content of a model call."""
 
@@ -44,22 +47,23 @@ def content_of_events(events: Iterable[Mapping[str, Any]]) -> tuple[Any, Any]:
 
     An event has `event_name`, `body_json`, `body`, `attributes`, `timestamp` (a time, or microseconds) and `id`; what
     is absent is null, and events of other names are passed over. The result depends on the set of events alone, not
-    on the order in which they are given: messages are ordered by time, those of one microsecond by their role (system,
-    user, assistant, tool) and then by id; choices by their index. A side of which the events hold no content is None,
-    as where a client was told not to capture it: messages without any part, calls of tools without arguments. So are
-    the vectors of an embedding.
+    on the order in which they are given: messages are ordered by time, those of one microsecond by `EVENT_ORDER`, then
+    by their role (system, user, assistant, tool) and by id; choices by their index. A side of which the events hold no
+    content is None, as where a client was told not to capture it: messages without any part, calls of tools without
+    arguments. So are the vectors of an embedding.
     """
     inputs: list[tuple[tuple[Any, ...], Message]] = []
     outputs: list[tuple[tuple[Any, ...], Message]] = []
     details: list[tuple[tuple[Any, ...], tuple[Any, Any]]] = []
     for event in events:
         name = event.get("event_name")
-        place = (_microseconds(event.get("timestamp")), _id_bytes(event.get("id")))
+        place = (_microseconds(event.get("timestamp")), _order(event), _id_bytes(event.get("id")))
         if name == _DETAILS:
             details.append((place, content_of(_attributes(event))))
         elif name in _ROLES:
             message = _message(_body(event), _ROLES[name])
-            inputs.append(((place[0], _RANKS.get(message["role"], len(_RANKS)), place[1]), message))
+            rank = _RANKS.get(message["role"], len(_RANKS))
+            inputs.append(((*place[:2], rank, place[2]), message))
         elif name in _CHOICES:
             body = _body(event)
             index = body.get("index")
@@ -94,6 +98,12 @@ def _says_something(part: Part) -> bool:
 def _attributes(event: Mapping[str, Any]) -> dict[str, Any]:
     body, attributes = event.get("body_json"), event.get("attributes")
     return {**(body if isinstance(body, dict) else {}), **(attributes if isinstance(attributes, dict) else {})}
+
+
+def _order(event: Mapping[str, Any]) -> int:
+    attributes = event.get("attributes")
+    order = attributes.get(EVENT_ORDER) if isinstance(attributes, dict) else None
+    return order if type(order) is int else 0
 
 
 def _body(event: Mapping[str, Any]) -> Mapping[str, Any]:

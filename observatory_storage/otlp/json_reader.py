@@ -39,10 +39,10 @@ _OLD_SCOPES: Final = {
 }
 
 
-def parse_request(data: bytes, signal: Signal) -> Record:
-    """Parse a request of a signal; an empty object is an empty request.
+def parse_object(data: bytes, signal: Signal) -> Record:
+    """Parse a JSON object that may be a request of any signal; errors speak of the one that was expected.
 
-    Raises DecodeError for what is no JSON, no object, or another signal's request.
+    Raises DecodeError for what is no JSON, or no object.
     """
     try:
         request = parse_json(data.removeprefix(BOM))
@@ -50,13 +50,22 @@ def parse_request(data: bytes, signal: Signal) -> Record:
         raise DecodeError(f"expected OTLP/JSON {signal}: {looks_like(data)}; {error}") from error
     if type(request) is not dict:
         raise DecodeError(f"expected OTLP/JSON {signal}: an object, not {kind_of(request)}")
+    return request
+
+
+def signals_in(request: Record) -> tuple[Signal, ...]:
+    """Return the signals whose members an object has."""
+    return tuple(signal for signal, keys in JSON_KEYS.items() if any(key in request for key in keys))
+
+
+def require_signal(request: Record, signal: Signal) -> None:
+    """Raise DecodeError for an object that is another signal's request, or none; an empty one is an empty request."""
     if request and not any(key in request for key in JSON_KEYS[signal]):
         for other, keys in JSON_KEYS.items():
             if any(key in request for key in keys):
                 raise DecodeError(f"expected OTLP/JSON {signal}: this is an OTLP request of {other}")
         names = ", ".join(repr(key[:40]) for key in list(request)[:5])
         raise DecodeError(f"expected OTLP/JSON {signal}: no {JSON_KEYS[signal][0]!r} among its members {names}")
-    return request
 
 
 def scopes_of(request: Record, signal: Signal) -> Iterator[tuple[Scope, Record]]:

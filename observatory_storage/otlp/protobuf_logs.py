@@ -13,9 +13,12 @@ from observatory_storage.otlp.protobuf import any_value, attributes_of, scopes_o
 from observatory_storage.otlp.scopes import Scope
 
 
-def read_log_records(request: Any) -> Iterator[LogRow | RejectedRowError]:
-    """Yield the row of each record of an ExportLogsServiceRequest, or why it cannot be stored, in order."""
-    ordinals = Ordinals()
+def read_log_records(request: Any, ordinals: Ordinals | None = None) -> Iterator[LogRow | RejectedRowError]:
+    """Yield the row of each record of an ExportLogsServiceRequest, or why it cannot be stored, in order.
+
+    `ordinals` has counted the pieces before, where the request comes in several.
+    """
+    ordinals = ordinals or Ordinals()
     for scope, group in scopes_of(request, Signal.LOGS):
         for record in group.log_records:
             try:
