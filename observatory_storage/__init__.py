@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         WriteError,
     )
     from observatory_storage.llm import LlmSpan
+    from observatory_storage.policies import RetentionPolicy
     from observatory_storage.pool import StoragePool
     from observatory_storage.repositories import (
         LogFilters,
@@ -60,6 +61,7 @@ __all__ = [
     "Page",
     "PoolTimeoutError",
     "RejectedRowError",
+    "RetentionPolicy",
     "SpanFilters",
     "StorageConfig",
     "StorageError",
@@ -95,6 +97,7 @@ _HOMES: Final = {
     "Page": "repositories",
     "PoolTimeoutError": "errors",
     "RejectedRowError": "errors",
+    "RetentionPolicy": "policies",
     "SpanFilters": "repositories",
     "StorageConfig": "config",
     "StorageError": "errors",

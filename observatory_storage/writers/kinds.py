@@ -14,7 +14,6 @@ import json
 import math
 import operator
 import re
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
@@ -23,7 +22,6 @@ from typing import Any, ClassVar, Final
 import orjson
 
 from observatory_storage.errors import RejectedRowError
-from observatory_storage.identity import is_hex_span_id, is_hex_trace_id, resolve_span_id, trace_id_bytes
 from observatory_storage.models.limits import MAX_TOKENS, are_amounts, is_amount
 from observatory_storage.text import NUL_ESCAPE, digits, encode_canonical_json, encode_json, repair_text
 from observatory_storage.writers import wire
@@ -39,8 +37,6 @@ _JSONB_VERSION: Final = b"\x01"
 _JSONB_LIMIT: Final = 268_435_455
 _find_nul: Final = re.compile(re.escape(NUL_ESCAPE)).search
 _INTEGER: Final = re.compile(r"\s*[+-]?[0-9]{1,25}\s*", re.ASCII)
-_NO_PARENT: Final = ("", b"", bytes(8), "0" * 16)
-_NO_TRACE: Final = ("", b"", bytes(16), "0" * 32, uuid.UUID(int=0))
 
 
 class Unfit(Exception):  # noqa: N818 - not an error: the value is set aside and its row is stored
@@ -411,111 +407,6 @@ class TextArrayKind(Kind):
 
     def element(self, value: list[str]) -> bytes:
         return wire.text_element(wire.text_array_literal(value))
-
-
-class _IdKind(Kind):
-    length: ClassVar[int]
-
-    def bulk(self, values: list[Any]) -> list[Any] | None:
-        if set(map(type, values)) != {bytes} or set(map(len, values)) != {self.length}:
-            return None
-        return values if bytes(self.length) not in values else None
-
-    def element(self, value: bytes) -> bytes:
-        return wire.bytes_element(value)
-
-
-class TraceIdKind(_IdKind):
-    """A trace id as 16 bytes; other text than hex digits is set aside as the original."""
-
-    copy_type = "bytea"
-    array_type = "uuid"
-    element_oid = 2950
-    length = 16
-
-    def convert(self, value: Any) -> bytes:
-        key = trace_id_bytes(value, "")
-        if isinstance(value, str) and not is_hex_trace_id(value):
-            raise Unfit(key)
-        return key
-
-
-class SpanIdKind(_IdKind):
-    """A span id as 8 bytes; other text than hex digits is set aside as the original."""
-
-    copy_type = "bytea"
-    array_type = "bytea"
-    element_oid = 17
-    length = 8
-
-    def convert(self, value: Any) -> bytes | None:
-        key = resolve_span_id(value, "")
-        if isinstance(value, str) and not is_hex_span_id(value):
-            raise Unfit(key)
-        return key
-
-
-class ParentSpanIdKind(SpanIdKind):
-    """The span id of a parent; empty and all zeros mean that there is none, as in OpenTelemetry."""
-
-    def bulk(self, values: list[Any]) -> list[Any] | None:
-        if not set(map(type, values)) <= {bytes, _NONE}:
-            return None
-        present = [value for value in values if value is not None]
-        return values if set(map(len, present)) <= {self.length} and bytes(self.length) not in present else None
-
-    def convert(self, value: Any) -> bytes | None:
-        return None if value in _NO_PARENT else super().convert(value)
-
-
-class LinkedTraceIdKind(_IdKind):
-    """The trace that a row refers to; empty and all zeros mean that there is none, what is no id is set aside."""
-
-    copy_type = "bytea"
-    array_type = "uuid"
-    element_oid = 2950
-    length = 16
-
-    def bulk(self, values: list[Any]) -> list[Any] | None:
-        if not set(map(type, values)) <= {bytes, _NONE}:
-            return None
-        present = [value for value in values if value is not None]
-        return values if set(map(len, present)) <= {self.length} and bytes(self.length) not in present else None
-
-    def convert(self, value: Any) -> bytes | None:
-        if value in _NO_TRACE:
-            return None
-        try:
-            key = trace_id_bytes(value, "")
-        except RejectedRowError:
-            raise Unfit(None) from None
-        if isinstance(value, str) and not is_hex_trace_id(value):
-            raise Unfit(key)
-        return key
-
-
-class LinkedSpanIdKind(ParentSpanIdKind):
-    """The id of a span that a row refers to; what is no id is set aside."""
-
-    def convert(self, value: Any) -> bytes | None:
-        try:
-            return super().convert(value)
-        except RejectedRowError:
-            raise Unfit(None) from None
-
-
-class ContentIdKind(TraceIdKind):
-    """A 128-bit content address."""
-
-    def bulk(self, values: list[Any]) -> list[Any] | None:
-        if not set(map(type, values)) <= {bytes, _NONE}:
-            return None
-        return values if {len(value) for value in values if value is not None} <= {self.length} else None
-
-    def convert(self, value: Any) -> bytes:
-        if isinstance(value, str) and not is_hex_trace_id(value):
-            raise RejectedRowError(f"is {value[:40]!r}; it may be a UUID or 16 bytes")
-        return trace_id_bytes(value, "")
 
 
 def _text(value: object) -> str:

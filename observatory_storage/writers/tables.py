@@ -9,10 +9,17 @@ from typing import Any, Final
 
 from observatory_storage.models.metric import METRIC_TYPES, TEMPORALITIES
 from observatory_storage.models.trace import SPAN_KINDS, STATUSES
+from observatory_storage.writers.id_kinds import (
+    ContentIdKind,
+    LinkedSpanIdKind,
+    LinkedTraceIdKind,
+    ParentSpanIdKind,
+    SpanIdKind,
+    TraceIdKind,
+)
 from observatory_storage.writers.kinds import (
     BoolKind,
     ChoiceKind,
-    ContentIdKind,
     DecimalKind,
     FloatArrayKind,
     FloatKind,
@@ -22,15 +29,10 @@ from observatory_storage.writers.kinds import (
     JsonKind,
     JsonObjectKind,
     Kind,
-    LinkedSpanIdKind,
-    LinkedTraceIdKind,
-    ParentSpanIdKind,
-    SpanIdKind,
     TextArrayKind,
     TextKind,
     TimeKind,
     TokenKind,
-    TraceIdKind,
 )
 
 # A btree entry holds 2,704 bytes; an index of two such columns and a time stays below it in any script.
