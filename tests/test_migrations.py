@@ -241,7 +241,8 @@ def test_ten_processes_with_the_installed_wheel_migrate_an_empty_database_from_a
         for _ in range(10)
     ]
     outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)] == [(0, "")] * 10
+    said = [output for process, output in zip(processes, outputs, strict=True) if process.returncode or output]
+    assert not said, said[0]
     assert catalog.describe(empty_database_url) == catalog.describe(database_url)
 
 
