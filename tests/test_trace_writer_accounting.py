@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-import signal
 import subprocess
 import sys
 import threading
@@ -209,57 +208,6 @@ def test_a_callback_may_flush_and_close(pool: StoragePool, database_url: str) ->
     writer.write_span({"trace_id": b"", "span_id": b""})
     writer.flush()
     assert count(database_url, "trace_spans") == 2
-
-
-# An interrupt that strikes inside a weak reference's callback is reported and not raised.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupt_loses_nothing(pool: StoragePool, database_url: str) -> None:
-    spans = make_spans(traces=60, spans=10)
-    writer = TraceWriter(pool, WriterConfig(batch_size=20, flush_interval_seconds=3_600))
-    interrupts = 0
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        writer.write_spans(spans)
-        for number in range(60):
-            signal.setitimer(signal.ITIMER_REAL, 0.001 + number * 0.0007)
-            try:
-                writer.flush()
-            except (KeyboardInterrupt, WriteError):
-                interrupts += 1
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    writer.close()
-    assert interrupts > 5
-    assert count(database_url, "trace_spans") == len(spans)
-    assert_summaries_exact(database_url)
-
-
-def test_a_flush_within_a_flush_is_refused_and_not_a_deadlock(pool: StoragePool) -> None:
-    writer = TraceWriter(pool, WriterConfig(batch_size=5, flush_interval_seconds=3_600))
-    refused: list[str] = []
-
-    def close(*_: object) -> None:
-        try:
-            writer.close()
-        except WriteError as error:
-            refused.append(str(error))
-
-    before = signal.signal(signal.SIGALRM, close)
-    try:
-        writer.write_spans(make_spans(traces=40, spans=10))
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        writer.flush()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    writer.close()
-    assert all("flushing already" in text for text in refused)
 
 
 def test_closing_while_others_write_takes_all_or_says_so(pool: StoragePool, database_url: str) -> None:

@@ -45,6 +45,10 @@ class RowBuffer:
 
     Rows leave it when they are committed, not when they are looked at: whatever interrupts the one who
     writes them, they are still here. They are kept in runs, so that a row costs no object of its own.
+
+    Safe for signal handlers that raise, as Ctrl-C does. CPython runs them between calls, so what belongs
+    together is changed without a call in between; and the lock is taken by itself and not through its
+    condition, whose `__enter__` is Python code that may be left with the lock held.
     """
 
     def __init__(self, kinds: Sequence[str], capacity: int, full_timeout_seconds: float) -> None:
@@ -59,7 +63,8 @@ class RowBuffer:
         self.closed = False
         self._runs: deque[_Run] = deque()
         self._size = 0
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
 
     def __len__(self) -> int:
         return self._size
@@ -92,7 +97,7 @@ class RowBuffer:
 
     def _put(self, kind: str, rows: list[GivenRow], taken: int) -> None:
         first = 0
-        with self._changed:
+        with self._lock:
             while first < len(rows):
                 ready = self._changed.wait_for(self._may_put, self._full_timeout_seconds)
                 if self.closed:
@@ -106,9 +111,10 @@ class RowBuffer:
                         unwritten=self._size,
                     )
                 some = rows[first : first + self.capacity - self._size]
-                self._runs.append(_Run(time.monotonic(), kind, some))
-                self._size += len(some)
-                first += len(some)
+                run, number = _Run(time.monotonic(), kind, some), len(some)
+                self._runs += (run,)
+                self._size += number
+                first += number
                 self._changed.notify_all()
 
     def _may_put(self) -> bool:
@@ -117,7 +123,7 @@ class RowBuffer:
     def peek(self, limit: int, skip: int = 0) -> dict[str, list[GivenRow]]:
         """Return the oldest rows but for the first few, by kind; they stay."""
         found: dict[str, list[GivenRow]] = {kind: [] for kind in self._kinds}
-        with self._changed:
+        with self._lock:
             left = min(limit, max(0, self._size - skip))
             for run in self._runs:
                 if not left:
@@ -130,32 +136,33 @@ class RowBuffer:
 
     def drop(self, number: int) -> None:
         """Remove the oldest rows: they are committed."""
-        with self._changed:
+        with self._lock:
             while number:
                 run = self._runs[0]
-                if len(run.rows) > number:
-                    run.rows = run.rows[number:]
-                    self._size -= number
-                    break
-                self._runs.popleft()
-                self._size -= len(run.rows)
-                number -= len(run.rows)
+                some = min(number, len(run.rows))
+                left = run.rows[some:]
+                if left:
+                    run.rows = left
+                else:
+                    del self._runs[0]
+                self._size -= some
+                number -= some
             self._changed.notify_all()
 
     def close(self, closed: bool = True) -> None:
         """Take no more rows, or take them again; wake whoever waits."""
-        with self._changed:
+        with self._lock:
             self.closed = closed
             self._changed.notify_all()
 
     def wait_closed(self, seconds: float) -> bool:
         """Wait so long, or until the buffer is closed; tell whether it is."""
-        with self._changed:
+        with self._lock:
             return self._changed.wait_for(lambda: self.closed, seconds)
 
     def wait_for_batch(self, rows: int, age_seconds: float) -> bool:
         """Wait until so many rows are there or the oldest has that age; false once the buffer is closed."""
-        with self._changed:
+        with self._lock:
             while not self.closed and self._size < rows:
                 left = self._runs[0].since + age_seconds - time.monotonic() if self._runs else None
                 if left is not None and left <= 0:
@@ -165,7 +172,7 @@ class RowBuffer:
 
     def stats(self) -> BufferStats:
         """Count what is here."""
-        with self._changed:
+        with self._lock:
             counts = dict.fromkeys(self._kinds, 0)
             for run in self._runs:
                 counts[run.kind] += len(run.rows)

@@ -6,8 +6,8 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
@@ -90,6 +90,7 @@ class BufferedWriter(ABC, Generic[S]):
         self._flushing = threading.Lock()
         self._flusher: int | None = None
         self._flush_failed = False
+        self._resting = False
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._ahead: Prepared[Any] | None = None
@@ -108,12 +109,7 @@ class BufferedWriter(ABC, Generic[S]):
         Raises WriteError if something did not commit: it stays in the buffer, and the next flush tries again.
         Cannot be called while the same thread is flushing, as from a signal handler: that raises WriteError.
         """
-        with self._exclusively():
-            left = len(self._buffer)
-            self._flush_failed = True
-            while left > 0:
-                left -= self._write_batch()
-            self._flush_failed = False
+        self._exclusively(self._write_all)
         self._hand_over()
 
     def close(self) -> None:
@@ -125,8 +121,9 @@ class BufferedWriter(ABC, Generic[S]):
         try:
             # A row that another thread put in meanwhile is not left behind.
             self.flush()
-            if self._thread is not None and self._thread is not threading.current_thread():
-                self._thread.join()
+            thread = self._thread
+            if thread is not None and thread is not threading.current_thread() and thread.is_alive():
+                thread.join()
         except BaseException:
             self._buffer.close(False)
             self._thread = None
@@ -160,9 +157,10 @@ class BufferedWriter(ABC, Generic[S]):
         self._buffer.put(kind, rows, copy=copy)
 
     def _ensure_thread(self) -> None:
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():
             with self._starting:
-                if self._thread is None:
+                # One whose start was interrupted never ran.
+                if self._thread is None or not self._thread.is_alive():
                     self._thread = threading.Thread(target=self._run, name="observatory-writer", daemon=True)
                     self._thread.start()
 
@@ -181,33 +179,48 @@ class BufferedWriter(ABC, Generic[S]):
             if self._thread is not thread:
                 return
             try:
-                with self._exclusively():
-                    # A flush that failed meanwhile has told its caller, whose turn it is: not at once again, nor
-                    # in a second voice.
-                    told, self._flush_failed = self._flush_failed, False
-                    if not told:
-                        self._write_batch()
+                self._exclusively(self._write_oldest)
                 self._hand_over()
-                pause = self._config.flush_interval_seconds if told else 0.0
+                pause = self._config.flush_interval_seconds if self._resting else 0.0
             except Exception as error:  # noqa: BLE001 - this thread must live: a flush or a full buffer tells the caller
                 if self._closed:
                     return
                 _log.warning("%s", error if isinstance(error, StorageError) else repr(error))
                 pause = min(max(0.1, pause * 2), 10.0)
 
-    @contextmanager
-    def _exclusively(self) -> Iterator[None]:
-        if self._flusher == threading.get_ident():
+    def _exclusively(self, write: Callable[[], None]) -> None:
+        # Not a context manager of our own: a signal handler that raises could strike between its taking the lock and
+        # the `with` that would give it back.
+        thread = threading.get_ident()
+        if self._flusher == thread:
             raise WriteError(
                 "this thread is flushing already, and a signal handler or finalizer asked for another flush",
                 unwritten=len(self._buffer),
             )
         with self._flushing:
-            self._flusher = threading.get_ident()
+            self._flusher = thread
             try:
-                yield
+                write()
             finally:
                 self._flusher = None
+
+    def _write_all(self) -> None:
+        """Write what is buffered now."""
+        left = len(self._buffer)
+        self._flush_failed = True
+        while left > 0:
+            left -= self._write_batch()
+        self._flush_failed = False
+
+    def _write_oldest(self) -> None:
+        """Write one batch for the background thread.
+
+        Not so where a flush failed since the last time: it has told its caller, whose turn it is, and the thread
+        rests before it tries the same in a second voice.
+        """
+        self._resting, self._flush_failed = self._flush_failed, False
+        if not self._resting:
+            self._write_batch()
 
     def _write_batch(self) -> int:
         """Write one batch and return its rows."""
