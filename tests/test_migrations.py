@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
+from psycopg.rows import TupleRow
 
 from observatory_storage import migrations
 from observatory_storage.config import StorageConfig
@@ -252,6 +253,22 @@ def test_tables_of_another_program_are_left_alone(empty_database_url: str) -> No
     refused = pytest.raises(SchemaVersionError, match=r"another program .* \(traces\)")
     with StoragePool.from_url(empty_database_url, min_connections=1, max_connections=2) as pool, refused:
         pool.run_migrations()
+
+
+def test_tables_that_another_process_makes_meanwhile_are_our_own(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse = migrations._refuse_foreign_tables
+    with StoragePool.from_url(empty_database_url, min_connections=1, max_connections=2) as pool:
+
+        def migrate_meanwhile(connection: psycopg.Connection[TupleRow]) -> None:
+            monkeypatch.setattr(migrations, "_refuse_foreign_tables", refuse)
+            assert pool.run_migrations().is_current
+            refuse(connection)
+
+        # Between reading the state, which was none, and looking for tables.
+        monkeypatch.setattr(migrations, "_refuse_foreign_tables", migrate_meanwhile)
+        assert pool.run_migrations().is_current
 
 
 def test_times_come_back_in_utc_whatever_the_servers_zone(pool: StoragePool, database_url: str) -> None:
