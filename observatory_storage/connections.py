@@ -5,17 +5,20 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import select
 import socket
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import psycopg
+from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
+from psycopg.waiting import Wait
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from observatory_storage.config import StorageConfig
@@ -41,6 +44,9 @@ SELECT least(
 """
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class PoolStats:
     """The connections of this process at one moment; `waiting` counts the calls that wait for one."""
@@ -64,7 +70,33 @@ class PoolStats:
 
 
 class PooledConnection(psycopg.Connection[TupleRow]):
-    """A connection that `close()` gives back to its pool."""
+    """A connection that `close()` gives back to its pool.
+
+    `meanwhile` is called, again and again, while an answer of the server is waited for: it does a millisecond of
+    other work and returns true, or false where there is none. It must not use the connection.
+    """
+
+    meanwhile: Callable[[], bool] | None = None
+
+    def wait(self, gen: PQGen[T], *args: Any, **options: Any) -> T:
+        """Wait for the server as psycopg does, and work meanwhile."""
+        if self.meanwhile is not None:
+            gen = self._working(gen)
+        return super().wait(gen, *args, **options)
+
+    def _working(self, gen: PQGen[T]) -> PQGen[T]:
+        """Pass on what a generator of psycopg waits for; work while the server has not answered."""
+        try:
+            wanted = next(gen)
+            while True:
+                while wanted == Wait.R and not _readable(self.pgconn.socket):
+                    if self.meanwhile is None or not self.meanwhile():
+                        break
+                ready = yield wanted
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
     def close(self) -> None:
         """Return to the pool, or really close where there is none.
@@ -301,6 +333,15 @@ def restore(connection: PooledConnection) -> None:
     connection.deferrable = None
     connection.row_factory = tuple_row
     connection.cursor_factory = psycopg.Cursor
+    connection.meanwhile = None
+
+
+def _readable(socket_number: int) -> bool:
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(socket_number, select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([socket_number], [], [], 0)[0])
 
 
 _all: weakref.WeakSet[Connections] = weakref.WeakSet()

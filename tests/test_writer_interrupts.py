@@ -31,6 +31,8 @@ def interrupts() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+# An interrupt that strikes inside a weak reference's callback is reported and not raised.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_leaves_the_buffer_whole_and_its_lock_free() -> None:
     rng = random.Random(3)
@@ -59,7 +61,6 @@ def test_an_interrupt_leaves_the_buffer_whole_and_its_lock_free() -> None:
     assert not waiting.is_alive()
 
 
-# An interrupt that strikes inside a weak reference's callback is reported and not raised.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_loses_nothing(pool: StoragePool, database_url: str) -> None:

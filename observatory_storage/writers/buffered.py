@@ -232,7 +232,7 @@ class BufferedWriter(ABC, Generic[S]):
         try:
             prepared, self._ahead = self._ahead or self._prepare(), None
             number = prepared.rows
-            self._store.store(prepared, stored, lambda: self._prepare_ahead(number, ahead))
+            self._store.store(prepared, stored, lambda: self._work_ahead(number, ahead))
         except Exception as error:
             self._stats = replace(self._stats, failures=self._stats.failures + 1)
             reason = describe(error) if isinstance(error, StorageError) else repr(error)
@@ -255,12 +255,19 @@ class BufferedWriter(ABC, Generic[S]):
     def _prepare(self, skip: int = 0) -> Prepared[Any]:
         return self._store.prepare(self._buffer.peek(self._batch_size, skip))
 
-    def _prepare_ahead(self, number: int, ahead: list[Prepared[Any]]) -> None:
-        """Prepare the batch behind the first `number` rows, if it is full: others would be joined by rows to come."""
-        if not ahead and len(self._buffer) >= number + self._batch_size:
-            # What is wrong with those rows is no fault of the batch that is being written.
-            with suppress(Exception):
+    def _work_ahead(self, number: int, ahead: list[Prepared[Any]]) -> bool:
+        """Do some of the work for the batch behind the first `number` rows; false where there is none.
+
+        Only if it is full: others would be joined by rows to come.
+        """
+        # What is wrong with those rows is no fault of the batch that is being written.
+        with suppress(Exception):
+            if ahead:
+                return ahead[0].convert_ahead()
+            if len(self._buffer) >= number + self._batch_size:
                 ahead.append(self._prepare(number))
+                return True
+        return False
 
     def _account(self, stored: Stored) -> None:
         old = self._stats

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final, NamedTuple, Self
 
 from observatory_storage.writers.convert import GivenRow, Rejections, WireRow, convert_columns
 from observatory_storage.writers.kinds import JsonKind
@@ -18,6 +18,20 @@ _SMALL_CHUNK_BYTES: Final = 64 * 1024
 # A batch starts with few, because their size is not known before they are converted.
 _FIRST_CHUNK_ROWS: Final = 8
 _CHUNK_BYTES: Final = 4 * 1024 * 1024
+# Rows of the next batch that are converted while the server finishes one: so many as it stores in that time.
+_AHEAD_ROWS: Final = 1_500
+
+
+class _Chunk(NamedTuple):
+    """Converted rows: the place behind the last, the bytes of the wide columns, the size of the chunk to follow."""
+
+    rows: list[WireRow]
+    last: int
+    bytes: int
+    next_size: int
+
+
+_NOTHING: Final = _Chunk([], 0, 0, _FIRST_CHUNK_ROWS)
 
 
 class KeyedBatch:
@@ -39,23 +53,41 @@ class KeyedBatch:
         self._keys: dict[str, list[Any]] = {"project": [], "resource_id": []}
         self._kept: dict[int, dict[str, Any]] = {}
         self._rejected: set[int] = set()
+        self._ahead: list[_Chunk] = []
 
     def __len__(self) -> int:
         return len(self._given) - len(self._rejected)
 
     def chunks(self) -> Iterator[list[WireRow]]:
         """Convert and yield the rows a chunk at a time, without rejected ones."""
-        wide = [
+        ahead, self._ahead = self._ahead, []
+        chunk = _NOTHING
+        for chunk in ahead:
+            yield chunk.rows
+        while chunk.last < len(self._given):
+            chunk = self._next_chunk(chunk)
+            yield chunk.rows
+
+    def convert_ahead(self) -> bool:
+        """Convert one more chunk and keep it until `chunks` is called; false, and nothing done, where it is enough."""
+        chunk = self._ahead[-1] if self._ahead else _NOTHING
+        if chunk.last >= min(len(self._given), _AHEAD_ROWS) or sum(done.bytes for done in self._ahead) > _CHUNK_BYTES:
+            return False
+        self._ahead.append(self._next_chunk(chunk))
+        return True
+
+    def _next_chunk(self, before: _Chunk) -> _Chunk:
+        last = self._chunk_end(min(before.last + before.next_size, len(self._given)))
+        rows = self._convert(range(before.last, last))
+        written = sum(len(row[place]) for place in self._wide() for row in rows if row[place] is not None)
+        return _Chunk(rows, last, written, _next_size(before.next_size, written))
+
+    def _wide(self) -> list[int]:
+        return [
             place
             for place, column in enumerate(self.layout.columns)
             if isinstance(column.kind, JsonKind) or column.name == "body"
         ]
-        first, size = 0, _FIRST_CHUNK_ROWS
-        while first < len(self._given):
-            last = self._chunk_end(min(first + size, len(self._given)))
-            rows = self._convert(range(first, last))
-            yield rows
-            first, size = last, _next_size(size, rows, wide)
 
     def rows(self, places: Sequence[int]) -> list[WireRow]:
         """Convert and return the rows at some places."""
@@ -149,9 +181,8 @@ def _at(values: list[Any], places: Sequence[int]) -> list[Any]:
     return [values[place] for place in places]
 
 
-def _next_size(size: int, rows: Sequence[WireRow], wide: Sequence[int]) -> int:
+def _next_size(size: int, written: int) -> int:
     """Return the number of rows of the next chunk: fewer where rows are large, so that memory stays bounded."""
-    written = sum(len(row[place]) for place in wide for row in rows if row[place] is not None)
     if written > _CHUNK_BYTES:
         return max(1, size * _CHUNK_BYTES // written)
     return min(size * 4, _MAX_CHUNK_ROWS if written * 4 < _SMALL_CHUNK_BYTES else CHUNK_ROWS)

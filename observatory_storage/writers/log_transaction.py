@@ -21,7 +21,7 @@ from observatory_storage.writers.content import SpanKey, fill_spans
 from observatory_storage.writers.convert import WireRow
 from observatory_storage.writers.log_batch import LogBatch
 from observatory_storage.writers.resources import write_resources
-from observatory_storage.writers.rows import Connection, encode_columns, query, store_new
+from observatory_storage.writers.rows import Connection, encode_columns, query, store_new, work_meanwhile
 from observatory_storage.writers.store import Outcome, Terms
 from observatory_storage.writers.tables import LOGS, TRACES
 from observatory_storage.writers.trace_summary import TraceDeltas
@@ -72,10 +72,7 @@ class LogTransaction:
                 for row in chunk:
                     if row[event_at] in GENAI_EVENT_NAMES and row[_TRACE_ID] is not None and row[_SPAN_ID] is not None:
                         self._events[row[_ID]] = ((row[_TRACE_ID], row[_SPAN_ID]), row[_PROJECT])
-        if self._terms.meanwhile is not None and self._terms.by_copy:
-            # What was sent keeps the server busy for a while yet.
-            self._connection.pgconn.flush()
-            self._terms.meanwhile()
+        work_meanwhile(self._connection, self._terms.meanwhile)
 
     def _fill(self, events: Sequence[tuple[SpanKey, str]]) -> int:
         projects = {key[0]: project for key, project in events}

@@ -367,6 +367,10 @@ class MetricBatch:
         """The rows that cannot be stored."""
         return self.points.rejections
 
+    def convert_ahead(self) -> bool:
+        """Convert some points before they are to be sent."""
+        return self.points.convert_ahead()
+
     def times(self) -> Iterator[tuple[Table, list[int]]]:
         """Yield the partitioned table with the times of its rows."""
         yield table_of(MetricDataPoint), self.points.timestamps

@@ -17,7 +17,7 @@ from observatory_storage.writers import sql, wire
 from observatory_storage.writers.convert import WireRow
 from observatory_storage.writers.metric_batch import MetricBatch, PointBatch, described, point_key
 from observatory_storage.writers.resources import write_resources
-from observatory_storage.writers.rows import Connection, encode_columns, insert_rows, query, store_new
+from observatory_storage.writers.rows import Connection, encode_columns, insert_rows, query, store_new, work_meanwhile
 from observatory_storage.writers.store import Outcome, Terms
 from observatory_storage.writers.tables import DATA_POINTS, METRICS, SERIES
 
@@ -82,10 +82,7 @@ class MetricTransaction:
 
     def _sent(self, points: PointBatch) -> Iterator[Sequence[WireRow]]:
         yield from points.chunks()
-        if self._terms.meanwhile is not None and self._terms.by_copy:
-            # What was sent keeps the server busy for a while yet.
-            self._connection.pgconn.flush()
-            self._terms.meanwhile()
+        work_meanwhile(self._connection, self._terms.meanwhile)
 
     def _compare(self, points: PointBatch, new: set[bytes]) -> set[tuple[bytes, int]]:
         """Reject the points under whose key something else is stored; return which others are what is stored."""

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final
+from itertools import islice
+from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg.copy import LibpqWriter
 from psycopg.types.string import BytesBinaryDumper
 
+from observatory_storage.connections import PooledConnection
 from observatory_storage.errors import is_duplicate
 from observatory_storage.writers import sql, wire
 from observatory_storage.writers.convert import WireRow
 from observatory_storage.writers.tables import Layout, WriteTable
 
 Connection = psycopg.Connection[Any]
+T = TypeVar("T")
 
 # What one INSERT carries. More rows a statement gain nothing; the server builds each array in memory, and no
 # message may exceed 1 GB.
@@ -80,9 +83,9 @@ def insert_rows(
 ) -> set[bytes]:
     """Insert the rows that are new, a statement for every thousand; return the keys of new ones."""
     new: set[bytes] = set()
-    for part in _parts(layout, chunks):
-        parameters = encode_columns(table, layout, part)
-        new.update(row[0] for row in query(connection, _INSERT_STATEMENTS[table.name], parameters))
+    parameters = (encode_columns(table, layout, part) for part in _parts(layout, chunks))
+    for given in _one_ahead(connection, parameters):
+        new.update(row[0] for row in query(connection, _INSERT_STATEMENTS[table.name], given))
     return new
 
 
@@ -127,12 +130,50 @@ def encode_columns(table: WriteTable, layout: Layout, rows: Sequence[WireRow]) -
     return parameters
 
 
+def work_meanwhile(connection: Connection, work: Callable[[], bool] | None) -> None:
+    """Have some other work done while the server is waited for, until the connection goes back to its pool.
+
+    From the moment when all rows are sent: the server has work left, and this process has none.
+    """
+    if isinstance(connection, PooledConnection):
+        connection.meanwhile = work
+
+
 def query(connection: Connection, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
     """Run a statement with binary results."""
     with connection.cursor(binary=True) as cursor:
         cursor.adapters.register_dumper(wire.BinaryValue, wire.BinaryValueDumper)
         cursor.execute(statement.encode(), parameters)
         return cursor.fetchall() if cursor.description is not None else []
+
+
+def _one_ahead(connection: Connection, items: Iterator[T]) -> Iterator[T]:
+    """Yield items, each of which costs work; the next one is made while the server is waited for."""
+    if not isinstance(connection, PooledConnection):
+        yield from items
+        return
+    made: list[T | Exception] = []
+
+    def make() -> bool:
+        if made:
+            return False
+        try:
+            made.extend(islice(items, 1))
+        except Exception as error:  # noqa: BLE001 - raised below, when its turn comes: the answer is to be read first
+            made.append(error)
+        return bool(made)
+
+    before, connection.meanwhile = connection.meanwhile, make
+    try:
+        while made or make():
+            item = made.pop()
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        # Making the last item may have given it other work.
+        if connection.meanwhile is make:
+            connection.meanwhile = before
 
 
 def _parts(layout: Layout, chunks: Iterable[Sequence[WireRow]]) -> Iterator[Sequence[WireRow]]:

@@ -96,6 +96,10 @@ class Batch(Protocol):
         """The rows that cannot be stored."""
         ...
 
+    def convert_ahead(self) -> bool:
+        """Convert some rows before they are to be sent; false, and nothing done, where that is enough."""
+        ...
+
     def times(self) -> Iterator[tuple[Table, list[int]]]:
         """Yield the partitioned tables with the times, in microseconds since 2000, of their rows."""
         ...
@@ -131,21 +135,25 @@ class Prepared(Generic[B]):
     rows: int
     batches: list[B]
 
+    def convert_ahead(self) -> bool:
+        """Convert some rows of the first batch before they are to be sent; false where that is enough."""
+        return bool(self.batches) and self.batches[0].convert_ahead()
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
     """How a transaction is to write.
 
     `by_copy` chooses the path; `expect_duplicates` skips the optimistic COPY that a replay would fail.
-    `known` are ids of parents that are committed and need not be sent again. `meanwhile` is called once all
-    rows are sent, while the server still stores them.
+    `known` are ids of parents that are committed and need not be sent again. `meanwhile` is work that may be done
+    while the server is waited for, as `PooledConnection` has it.
     """
 
     by_copy: bool
     expect_duplicates: bool
     known: set[Any]
     lock_timeout_ms: int
-    meanwhile: Callable[[], None] | None
+    meanwhile: Callable[[], bool] | None
 
 
 class BatchStore(ABC, Generic[B]):
@@ -160,7 +168,7 @@ class BatchStore(ABC, Generic[B]):
         self._known: set[Any] = set()
         self._known_since = _clocks()
         self._expect_duplicates = False
-        self._meanwhile: Callable[[], None] | None = None
+        self._meanwhile: Callable[[], bool] | None = None
 
     @abstractmethod
     def prepare(self, rows: Mapping[str, Sequence[GivenRow]]) -> Prepared[B]:
@@ -181,13 +189,13 @@ class BatchStore(ABC, Generic[B]):
         """Reject the rows that the error is about and return the batch of the others."""
         raise error
 
-    def store(self, prepared: Prepared[B], stored: Stored, meanwhile: Callable[[], None] | None = None) -> None:
+    def store(self, prepared: Prepared[B], stored: Stored, meanwhile: Callable[[], bool] | None = None) -> None:
         """Store rows and commit, in one transaction unless rows have to be told apart.
 
         Returns after the COMMIT. Raises a StorageError if something did not commit, with what did in `stored`:
         the same rows may then be prepared again, because what is stored already is stored once. `stored` gets
-        the rejected rows only when all others are committed, so that none is named twice. `meanwhile` may be
-        called, even more than once, at a time when the server has work left and this thread has none.
+        the rejected rows only when all others are committed, so that none is named twice. `meanwhile` is called
+        while the server has work left and this thread has none, until it returns false.
         """
         rejected: list[RejectedRowError] = []
         self._meanwhile = meanwhile

@@ -37,6 +37,7 @@ from observatory_storage.writers.rows import (
     insert_rows,
     merge_rows,
     query,
+    work_meanwhile,
 )
 from observatory_storage.writers.span_batch import LOOSE_EVENTS, LooseEvents, SpanBatch, span_key
 from observatory_storage.writers.store import ForeignTraceError, Outcome, Terms
@@ -70,6 +71,10 @@ class TraceBatch:
     def rejections(self) -> Rejections:
         """The rows that cannot be stored."""
         return self.spans.rejections
+
+    def convert_ahead(self) -> bool:
+        """Convert some spans before they are to be sent."""
+        return self.spans.convert_ahead()
 
     def times(self) -> Iterator[tuple[Table, list[int]]]:
         """Yield the partitioned tables with the times of their rows; an event lies where its span does."""
@@ -158,10 +163,7 @@ class TraceTransaction:
             yield chunk
             deltas.add(chunk)
             self._lacking += lacks_content(chunk)
-        if self._terms.meanwhile is not None and self._by_copy:
-            # What was sent keeps the server busy for a while yet.
-            self._connection.pgconn.flush()
-            self._terms.meanwhile()
+        work_meanwhile(self._connection, self._terms.meanwhile)
 
     def _copy_events(self, events: Sequence[WireRow]) -> None:
         if self._by_copy and events:
