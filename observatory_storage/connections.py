@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -18,7 +18,7 @@ import psycopg
 from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
-from psycopg.waiting import Wait
+from psycopg.waiting import Ready, Wait
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from observatory_storage.config import StorageConfig
@@ -81,22 +81,8 @@ class PooledConnection(psycopg.Connection[TupleRow]):
     def wait(self, gen: PQGen[T], *args: Any, **options: Any) -> T:
         """Wait for the server as psycopg does, and work meanwhile."""
         if self.meanwhile is not None:
-            gen = self._working(gen)
+            gen = _Working(gen, self)
         return super().wait(gen, *args, **options)
-
-    def _working(self, gen: PQGen[T]) -> PQGen[T]:
-        """Pass on what a generator of psycopg waits for; work while the server has not answered."""
-        try:
-            wanted = next(gen)
-            while True:
-                while wanted == Wait.R and not _readable(self.pgconn.socket):
-                    if self.meanwhile is None or not self.meanwhile():
-                        break
-                ready = yield wanted
-                wanted = gen.send(ready)
-        except StopIteration as end:
-            result: T = end.value
-            return result
 
     def close(self) -> None:
         """Return to the pool, or really close where there is none.
@@ -334,6 +320,38 @@ def restore(connection: PooledConnection) -> None:
     connection.row_factory = tuple_row
     connection.cursor_factory = psycopg.Cursor
     connection.meanwhile = None
+
+
+class _Working(Generator[Wait, Ready | int, T]):
+    """Passes on what a generator of psycopg waits for, and works while the server has not answered.
+
+    No generator function: that would be at its end once the work is interrupted, and psycopg goes on with it to
+    cancel the statement.
+    """
+
+    def __init__(self, gen: PQGen[T], connection: PooledConnection) -> None:
+        self._gen = gen
+        self._connection = connection
+
+    def send(self, ready: Ready | int | None) -> Wait:
+        # To start with, and to go on after an interrupt, `None` is sent.
+        wanted = next(self._gen) if ready is None else self._gen.send(ready)
+        if wanted == Wait.R:
+            self._work()
+        return wanted
+
+    def throw(self, *error: Any) -> Wait:
+        return self._gen.throw(*error)
+
+    def _work(self) -> None:
+        connection = self._connection
+        try:
+            while not _readable(connection.pgconn.socket):
+                if connection.meanwhile is None or not connection.meanwhile():
+                    return
+        except BaseException:
+            connection.meanwhile = None
+            raise
 
 
 def _readable(socket_number: int) -> bool:

@@ -1,0 +1,100 @@
+"""Work that is done while the server is waited for changes no result and harms no connection."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psycopg
+import pytest
+
+from observatory_storage.connections import PooledConnection
+from observatory_storage.pool import StoragePool
+from observatory_storage.writers.convert import Rejections, WireRow
+from observatory_storage.writers.rows import insert_rows
+from observatory_storage.writers.span_batch import SpanBatch
+from observatory_storage.writers.tables import SPANS
+from tests.telemetry import make_spans
+
+
+def test_work_is_done_while_the_server_is_waited_for_and_no_longer(pool: StoragePool) -> None:
+    pieces = 0
+
+    def work() -> bool:
+        nonlocal pieces
+        pieces += 1
+        time.sleep(0.001)
+        return pieces < 20
+
+    with pool.raw_connection() as connection:
+        assert isinstance(connection, PooledConnection)
+        connection.meanwhile = work
+        started = time.monotonic()
+        assert connection.execute("SELECT 7 FROM pg_sleep(0.2)").fetchone() == (7,)
+        assert 0.2 <= time.monotonic() - started < 5
+        # Once more it is asked when a part of the answer is there and the rest is not.
+        assert 20 <= pieces <= 25
+        connection.meanwhile = lambda: True  # there is always more: the answer ends it
+        assert connection.execute("SELECT 8 FROM pg_sleep(0.05)").fetchone() == (8,)
+    with pool.raw_connection() as connection:
+        assert isinstance(connection, PooledConnection)
+        assert connection.meanwhile is None
+
+
+def test_an_interrupt_of_the_work_cancels_the_statement(pool: StoragePool) -> None:
+    started = time.monotonic()
+
+    def work() -> bool:
+        # A server that has not begun would not notice that it is asked to stop.
+        if time.monotonic() > started + 0.1:
+            raise KeyboardInterrupt
+        return True
+
+    with pool.raw_connection() as connection:
+        assert isinstance(connection, PooledConnection)
+        connection.meanwhile = work
+        with pytest.raises(KeyboardInterrupt):
+            connection.execute("SELECT pg_sleep(30)")
+        assert time.monotonic() - started < 10
+        assert getattr(connection, "meanwhile", work) is None
+        connection.rollback()
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_rows_converted_ahead_are_the_rows_that_would_have_been() -> None:
+    spans = make_spans(traces=30, spans=20)
+    spans[77]["status"] = "no such status"
+    plain = SpanBatch.from_rows(spans, "default", Rejections())
+    expected = [row for chunk in plain.chunks() for row in chunk]
+    assert len(expected) == len(spans) - 1
+    for ahead in (1, 2, 1_000_000):
+        rejections = Rejections()
+        batch = SpanBatch.from_rows(spans, "default", rejections)
+        done = sum(1 for _ in range(ahead) if batch.convert_ahead())
+        assert 0 < done <= ahead
+        assert [row for chunk in batch.chunks() for row in chunk] == expected
+        assert [row for chunk in batch.chunks() for row in chunk] == expected, "asked a second time"
+        assert len(rejections.errors) == 1
+
+
+def test_what_fails_while_a_statement_runs_is_raised_after_it(pool: StoragePool, database_url: str) -> None:
+    batch = SpanBatch.from_rows(make_spans(traces=1, spans=1_500), "default", Rejections())
+    rows = [row for chunk in batch.chunks() for row in chunk]
+
+    def chunks() -> Iterator[Sequence[WireRow]]:
+        yield rows[:1_000]
+        raise LookupError("the second statement cannot be made")
+
+    def stored(connection: psycopg.Connection[Any]) -> int:
+        row = connection.execute("SELECT count(*) FROM trace_spans").fetchone()
+        assert row is not None
+        return int(row[0])
+
+    with pool.raw_connection() as connection:
+        with pytest.raises(LookupError, match="second statement"):
+            insert_rows(connection, SPANS, batch.layout, chunks())
+        assert stored(connection) == 1_000
+        connection.rollback()
+        assert stored(connection) == 0
+        assert len(insert_rows(connection, SPANS, batch.layout, [rows])) == 1_500
