@@ -144,6 +144,64 @@ def test_equal_records_are_told_apart_whatever_the_order_of_their_keys(write: Wr
     assert count(database_url, "logs") == 3
 
 
+ALIKE: list[tuple[Row, Row]] = [
+    ({"trace_id": "ab" * 16}, {"trace_id": b"\xab" * 16}),
+    ({"trace_id": "AB" * 16}, {"trace_id": uuid.UUID("ab" * 16)}),
+    ({"trace_id": b"t" * 16, "span_id": "cd" * 8}, {"trace_id": b"t" * 16, "span_id": b"\xcd" * 8}),
+    ({"span_id": "0" * 16}, {"span_id": None}),
+    ({"attributes": {"a": 1, "b": {"c": 2, "d": 3}}}, {"attributes": {"b": {"d": 3, "c": 2}, "a": 1}}),
+    ({"attributes": {}}, {"attributes": None}),
+    ({"attributes": {"a": float("nan")}}, {"attributes": {"a": None}}),
+    ({"timestamp": NOW}, {"timestamp": NOW.astimezone(dt.timezone(dt.timedelta(hours=1)))}),
+    ({"timestamp": NOW}, {"timestamp": NOW.replace(tzinfo=None)}),
+    ({"observed_timestamp": NOW}, {"observed_timestamp": NOW, "timestamp": None}),
+    ({"body": "a\x00b"}, {"body": "a\ufffdb"}),
+    ({"body": 7}, {"body": "7"}),
+    ({"body": None, "body_json": {"a": 1, "b": 2}}, {"body": None, "body_json": {"b": 2, "a": 1}}),
+    ({"body": None, "body_json": {"a": "x"}}, {"body": "x", "body_json": {"a": "x"}}),
+    ({"severity_number": 9}, {"severity_number": 9.0}),
+    ({"trace_flags": "1"}, {"trace_flags": 1}),
+    ({"project": "default"}, {"project": None}),
+    (
+        {"resource": {"service_name": "s", "attributes": {"a": 1, "b": 2}}},
+        {"resource": {"attributes": {"b": 2, "a": 1}, "service_name": "s", "schema_url": None}},
+    ),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE, ids=lambda row: "-".join(row))
+def test_records_of_one_request_that_are_stored_alike_stay_several(
+    write: Write, database_url: str, one: Row, other: Row
+) -> None:
+    row: Row = {"timestamp": NOW, "body": "again"}
+    request = [row | one, row | other, row | one, {"timestamp": NOW, "body": "another"}, row | other]
+    for batch_size in (2, 5_000):
+        write(request, batch_size=batch_size)
+        assert count(database_url, "logs") == 5
+    # All that tells them apart is their number.
+    write([row | other], batch_size=5_000)
+    write([row | one], batch_size=5_000)
+    assert count(database_url, "logs") == 5
+
+
+def test_records_of_one_request_that_are_not_stored_alike_have_no_number(write: Write, database_url: str) -> None:
+    row: Row = {"timestamp": NOW, "body": None}
+    others: list[Row] = [
+        {"body": "1"},
+        {"body_json": 1},
+        {"body_json": 1.5},
+        {"body_json": "1"},
+        {"body_json": {"a": True}},
+        {"attributes": {"a": 1}},
+        {"attributes": {"a": "1"}},
+        {"project": "another"},
+    ]
+    for number in range(len(others)):
+        write([row | others[number]])
+    write([row | other for other in others], [row | other for other in reversed(others)])
+    assert count(database_url, "logs") == len(others)
+
+
 def test_equal_records_of_a_request_larger_than_the_buffer_stay_several(pool: StoragePool, database_url: str) -> None:
     row = {"timestamp": NOW, "body": "again"}
     config = WriterConfig(batch_size=13, max_buffered_rows=20, flush_interval_seconds=0.01)

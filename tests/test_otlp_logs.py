@@ -263,6 +263,13 @@ class TestOrdinal:
         # The same microsecond, the same row.
         assert self.ordinals(self.LINE, self.LINE | {"timeUnixNano": str(START + 999)}) == [None, 1]
 
+    def test_lines_that_are_stored_alike_are_equal(self) -> None:
+        assert self.ordinals({"body": {"stringValue": "a\x00"}}, {"body": {"stringValue": "a\ufffd"}}) == [None, 1]
+        numbers = [{"attributes": pairs({"n": value})} for value in (float("nan"), float("inf"))]
+        assert self.ordinals(*numbers) == [None, 1]
+        there, back = ({"attributes": pairs(given)} for given in ({"a": 1, "b": 2}, {"b": 2, "a": 1}))
+        assert self.ordinals(there, back) == [None, 1]
+
     def test_others_are_not(self) -> None:
         others = [
             self.LINE | {"attributes": pairs({"n": 2})},

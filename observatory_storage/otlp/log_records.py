@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Final, cast
 
-from observatory_storage.identity import content_id
 from observatory_storage.models.rows import LogRow
 from observatory_storage.otlp.facts import text
 from observatory_storage.otlp.scopes import Scope
 from observatory_storage.otlp.times import EPOCH, time_of
+from observatory_storage.text import encode_canonical_json, repair_text
 
 KEPT: Final = "observatory."
 """How the names of attributes begin that keep what a column cannot hold."""
@@ -28,7 +29,7 @@ class Ordinals:
     """Numbers equal records of one request, so that two equal lines of a batch stay two.
 
     Records that differ in their time, their span or their body, as nearly all do, are told apart by these; the
-    content of the others is hashed.
+    content of the others is hashed, as it will be stored.
     """
 
     def __init__(self) -> None:
@@ -37,18 +38,26 @@ class Ordinals:
 
     def number(self, row: Row) -> None:
         """Set the row's `ordinal` where a record equal to it came before in this request."""
-        key = (row["timestamp"], row.get("observed_timestamp"), row.get("span_id"), row.get("body"))
+        body = row.get("body")
+        if body is not None and not (body.isascii() and "\x00" not in body):
+            body = repair_text(body)
+        key = (row["timestamp"], row.get("observed_timestamp"), row.get("span_id"), body)
         first = self._first.setdefault(key, row)
         if first is row:
             return
         if first is not None:
             self._first[key] = None
-            self._counts[content_id(first)] = 1
-        content = content_id(row)
+            self._counts[_content(first)] = 1
+        content = _content(row)
         before = self._counts.get(content, 0)
         self._counts[content] = before + 1
         if before:
             row["ordinal"] = before
+
+
+def _content(row: Row) -> bytes:
+    as_json = {name: value.hex() if type(value) is bytes else value for name, value in row.items()}
+    return hashlib.blake2b(encode_canonical_json(as_json), digest_size=16).digest()
 
 
 def log_row(

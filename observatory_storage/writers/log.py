@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from observatory_storage.errors import StorageError, describe
 from observatory_storage.models import LogRecord, LogRow
 from observatory_storage.writers.buffered import BufferedWriter, CommitStats
-from observatory_storage.writers.convert import GivenRow, Rejections, as_mapping
-from observatory_storage.writers.log_batch import LogBatch, Ordinals, in_order
+from observatory_storage.writers.convert import GivenRow, Rejections
+from observatory_storage.writers.log_batch import LogBatch, in_order
+from observatory_storage.writers.log_ordinals import differ, number_equal
 from observatory_storage.writers.log_transaction import LogTransaction
 from observatory_storage.writers.rows import Connection
 from observatory_storage.writers.store import BatchStore, Outcome, Prepared, Terms, by_project
@@ -51,16 +52,12 @@ class LogWriter(BufferedWriter[LogWriteStats]):
     def write_logs(self, logs: Iterable[LogRow | Mapping[str, object] | LogRecord]) -> None:
         """Write the log records of one request; their mappings are not to be changed afterwards.
 
-        Of equal records all are stored, if they come in one call. The call's records stay in memory until it
+        Of equal records all are stored, if they come in one call: equal is what would be stored alike, however it
+        is spelled. The call's records stay in memory until it
         returns; where they come from an endless source give them in pieces.
         """
         rows = in_order(logs if isinstance(logs, list) else list(logs))
-        bodies = [row.get("body") for row in rows if isinstance(row, dict)]
-        # Most requests have no two equal bodies, which is found in C.
-        if len(bodies) < len(rows) or not _all_different(bodies):
-            self._put("log", Ordinals().number(map(as_mapping, rows)))
-        else:
-            self._put("log", rows)
+        self._put("log", rows if differ(rows) else number_equal(rows, self._project))
 
 
 class LogStore(BatchStore[LogBatch]):
@@ -89,10 +86,3 @@ class LogStore(BatchStore[LogBatch]):
                     batch.rejections.add_once(resource, describe(error))
         else:
             batch.reject_all(describe(error), error.sqlstate)
-
-
-def _all_different(bodies: Sequence[object]) -> bool:
-    try:
-        return len(set(bodies)) == len(bodies)
-    except TypeError:
-        return False

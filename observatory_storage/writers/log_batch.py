@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import marshal
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from observatory_storage.models.base import table_of
 from observatory_storage.models.log import SEARCHED_CHARACTERS
 from observatory_storage.models.rows import LogRow
 from observatory_storage.otlp import EVENT_ORDER, GENAI_EVENT_NAMES
-from observatory_storage.text import digits, encode_json
+from observatory_storage.text import digits
 from observatory_storage.writers.convert import (
     PROJECT_SHAPE,
     RESOURCE_SHAPE,
@@ -35,7 +34,7 @@ from observatory_storage.writers.tables import LOGS, Column
 _LOG_KEYS: Final = frozenset(LogRow.__annotations__) | {"route_id", "created_at", "transaction_id"}
 _TAKEN: Final = ("id", "timestamp", "observed_timestamp", "project", "resource_id", "resource", "ordinal")
 _TIMESTAMP: Final = LOGS.columns[LOGS.index["timestamp"]]
-_BODY: Final = LOGS.columns[LOGS.index["body"]]
+BODY: Final = LOGS.columns[LOGS.index["body"]]
 _BODY_JSON: Final = LOGS.columns[LOGS.index["body_json"]]
 # An id that was given; one that was not is made from the content.
 _OWN_ID: Final = Column("id", LOGS.columns[LOGS.index["id"]].kind)
@@ -146,19 +145,31 @@ class LogBatch(KeyedBatch):
 
 def identify_logs(columns: dict[str, list[Any]], given: Sequence[GivenRow]) -> None:
     """Fill in the ids of records in wire form, by column: from their content where they were given none."""
-    absent = [None] * len(given)
-    contents: Iterable[Any] = zip(*(columns.get(name, absent) for name in _CONTENT), strict=True)
+    contents: Iterable[Any] = contents_of(columns, len(given))
     ordinals = [row.get("ordinal") for row in given]
     if any(ordinals):
         contents = [
             (ordinal, content) if ordinal else content for ordinal, content in zip(ordinals, contents, strict=True)
         ]
-    # Six times as fast as JSON. Version 2 of the format says the same of equal values, whichever objects they are,
-    # and is written by every Python so far; a test holds the ids.
-    encoded = [marshal.dumps(content, _MARSHAL_VERSION) for content in contents]
+    encoded = map(encode_content, contents)
     made = timed_ids([time // 1000 + _UNIX_MS_OF_2000 for time in columns["timestamp"]], encoded)
     columns["id"] = ids = [own or key for own, key in zip(columns["id"], made, strict=True)]
     columns["route_id"] = [trace or key for trace, key in zip(columns["trace_id"], ids, strict=True)]
+
+
+def contents_of(columns: Mapping[str, list[Any]], number: int) -> Iterator[tuple[Any, ...]]:
+    """Yield what makes each of so many records what it is, from their columns in wire form."""
+    absent = [None] * number
+    return zip(*(columns.get(name, absent) for name in _CONTENT), strict=True)
+
+
+def encode_content(content: Any) -> bytes:
+    """Encode the content of a record, with its ordinal or without.
+
+    Six times as fast as JSON. Version 2 of the format says the same of equal values, whichever objects they are, and
+    is written by every Python so far; a test holds the ids.
+    """
+    return marshal.dumps(content, _MARSHAL_VERSION)
 
 
 def log_columns(
@@ -170,6 +181,15 @@ def log_columns(
 
 
 def _keys(raw: Mapping[str, list[Any]], failed: dict[int, str]) -> tuple[list[Any], list[Any]]:
+    ids = raw["id"]
+    return (
+        times_of(raw, failed),
+        ids if ids.count(None) == len(ids) else convert_column(_OWN_ID, ids, failed, {}),
+    )
+
+
+def times_of(raw: Mapping[str, list[Any]], failed: dict[int, str]) -> list[Any]:
+    """Return the times under which records are stored, converted, from their columns as given."""
     # A time that is missing never comes from the clock, or a replay would be a new record.
     times = raw["timestamp"]
     if None in times:
@@ -177,11 +197,7 @@ def _keys(raw: Mapping[str, list[Any]], failed: dict[int, str]) -> tuple[list[An
             time if time is not None else observed if observed is not None else UNIX_EPOCH
             for time, observed in zip(times, raw["observed_timestamp"], strict=True)
         ]
-    ids = raw["id"]
-    return (
-        convert_column(_TIMESTAMP, times, failed, {}),
-        ids if ids.count(None) == len(ids) else convert_column(_OWN_ID, ids, failed, {}),
-    )
+    return convert_column(_TIMESTAMP, times, failed, {})
 
 
 def _bodies(rows: Sequence[GivenRow], failed: dict[int, str], kept: dict[int, dict[str, Any]]) -> dict[str, list[Any]]:
@@ -192,7 +208,7 @@ def _bodies(rows: Sequence[GivenRow], failed: dict[int, str], kept: dict[int, di
         words_of(structured) if body is None and stored is not None else body
         for body, structured, stored in zip(given["body"], given["body_json"], encoded, strict=True)
     ]
-    return {"body": convert_column(_BODY, bodies, failed, kept), "body_json": encoded}
+    return {"body": convert_column(BODY, bodies, failed, kept), "body_json": encoded}
 
 
 def words_of(value: Any) -> str:
@@ -236,38 +252,6 @@ def in_order(rows: list[Any]) -> list[Any]:
             ordered[place] = {**row, "attributes": {**attributes, EVENT_ORDER: met[key]}}
         met[key] += 1
     return ordered
-
-
-class Ordinals:
-    """Tells equal records of one request apart by counting them."""
-
-    def __init__(self) -> None:
-        self._first: dict[tuple[Any, Any], GivenRow] = {}
-        self._counts: dict[bytes, int] = {}
-
-    def number(self, rows: Iterable[GivenRow]) -> Iterator[GivenRow]:
-        """Yield the rows, with `ordinal` where an equal one came before."""
-        for row in rows:
-            time, body = row.get("timestamp"), row.get("body")
-            key = (time if isinstance(time, dt.datetime) else None, body if isinstance(body, str) else None)
-            # One object may be given several times.
-            first = self._first.get(key)
-            if first is None or row.get("ordinal") is not None or row.get("id") is not None:
-                self._first.setdefault(key, row)
-                yield row
-                continue
-            content = _content(row)
-            # The first one was not counted, because hardly any record meets an equal one.
-            before = self._counts.get(content, 1 if content == _content(first) else 0)
-            self._counts[content] = before + 1
-            yield {**row, "ordinal": before} if before else row
-
-
-def _content(row: GivenRow) -> bytes:
-    try:
-        return encode_json({name: row[name] for name in sorted(row) if row[name] is not None})
-    except Exception:  # noqa: BLE001 - the value's own code failed: a row that will be rejected
-        return b"%d" % id(row)
 
 
 def _is_ordinal(value: Any) -> bool:
