@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -14,6 +14,15 @@ from observatory_storage.config import StorageConfig
 from observatory_storage.errors import UnavailableError, describe
 
 logger = logging.getLogger(__name__)
+
+# What a role, a database or a server may have otherwise, and what then cannot be read, or not exactly: times in
+# another order of day and month, in the years 1 and 9999 at another offset, and numbers of fewer digits. Not start-up
+# parameters, of which PgBouncer refuses those that it does not know; what it does not follow it leaves behind on its
+# server connections as PostgreSQL has it from the start. One round trip for each connection.
+_PINNED: Final = (
+    "SET datestyle = 'ISO, MDY'; SET intervalstyle = 'postgres'; SET timezone = 'UTC'; "
+    "SET bytea_output = 'hex'; SET extra_float_digits = 1"
+)
 
 _UNREACHABLE = "check that the server runs there and that DB_HOST and DB_PORT, or DATABASE_URL, name it"
 # libpq keeps the SQLSTATE of a refused connection to itself, so that only the text is left to tell these apart.
@@ -66,9 +75,21 @@ def connect(config: StorageConfig, *, autocommit: bool = False, **parameters: An
 
 def connect_once(config: StorageConfig, *, autocommit: bool = False, **parameters: Any) -> psycopg.Connection[TupleRow]:
     """Open a connection without a second attempt; raises psycopg's own error."""
-    return psycopg.connect(
-        config.postgres.conninfo(), autocommit=autocommit, **connect_parameters(config), **parameters
+    connection = psycopg.connect(
+        config.postgres.conninfo(), autocommit=True, **connect_parameters(config), **parameters
     )
+    try:
+        pin_settings(connection)
+    except BaseException:
+        connection.close()
+        raise
+    connection.autocommit = autocommit
+    return connection
+
+
+def pin_settings(connection: psycopg.Connection[Any]) -> None:
+    """Set, in a new connection outside of a transaction, what reading depends on, whatever its role has for it."""
+    connection.execute(_PINNED)
 
 
 def connect_parameters(config: StorageConfig) -> dict[str, Any]:
@@ -80,6 +101,8 @@ def connect_parameters(config: StorageConfig) -> dict[str, Any]:
         "keepalives_idle": 60,
         "keepalives_interval": 10,
         "keepalives_count": 3,
+        # Text is sent and read in UTF-8; PgBouncer knows this one start-up parameter.
+        "client_encoding": "utf8",
     }
     return {name: value for name, value in defaults.items() if name not in config.postgres.parameters}
 

@@ -22,7 +22,14 @@ from psycopg.waiting import Ready, Wait
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from observatory_storage.config import StorageConfig
-from observatory_storage.connect import connect, connect_once, connect_parameters, server_name, unavailable
+from observatory_storage.connect import (
+    connect,
+    connect_once,
+    connect_parameters,
+    pin_settings,
+    server_name,
+    unavailable,
+)
 from observatory_storage.errors import PoolTimeoutError, StorageError, UnavailableError, translate_errors
 
 logger = logging.getLogger(__name__)
@@ -216,7 +223,7 @@ class Connections:
             max_lifetime=limits.max_lifetime_seconds,
             timeout=limits.connect_timeout_seconds,
             reconnect_timeout=min(_RECONNECT_SECONDS, limits.connect_timeout_seconds),
-            configure=self._note,
+            configure=self._configure,
             check=self._check,
             close_returns=True,
             open=False,
@@ -225,7 +232,10 @@ class Connections:
         pool.open()
         return pool
 
-    def _note(self, connection: PooledConnection) -> None:
+    def _configure(self, connection: PooledConnection) -> None:
+        connection.autocommit = True
+        pin_settings(connection)
+        connection.autocommit = False
         key = id(connection)
         self._live[key] = weakref.ref(connection, lambda _: self._live.pop(key, None))
 
