@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import importlib
 import json
 import os
@@ -23,6 +24,8 @@ TRACE_ID = "5b8efff798038103d269b633813fc60c"
 SPAN_ID = "eee19b7ec3c1b174"
 START = 1_700_000_000_000_000_000
 END = START + 2_500_000_789
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+JSON = "application/json"
 
 _PACKAGED = Path(str(resources.files("observatory_storage"))) / "captures"
 _SHARED = Path(os.environ.get("OBSERVATORY_SHARED_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -51,6 +54,11 @@ def captured_logs(client: str) -> list[LogRow]:
 
 def model_calls(spans: list[SpanRow]) -> list[SpanRow]:
     return [span for span in spans if span["counts_usage"]]
+
+
+def time(nanoseconds: int) -> dt.datetime:
+    """Nanoseconds since 1970 as a time with microseconds."""
+    return EPOCH + dt.timedelta(microseconds=nanoseconds // 1000)
 
 
 def request(*spans: dict[str, Any], resource: dict[str, Any] | None = None, scope: str = "tests") -> bytes:

@@ -1,4 +1,4 @@
-"""`metrics`: the list, and the series of one metric drawn or as JSON."""
+"""`metrics NAME`: the series of one metric, drawn or as JSON."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import pty
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,145 +20,26 @@ from observatory_storage.cli import formats
 from observatory_storage.cli.drawing import Scale, draw, fitted
 from observatory_storage.cli.terminal import ASCII, UNICODE
 from observatory_storage.pool import StoragePool
-from observatory_storage.repositories import metric_activity
-from tests.command_line import Outcome, environment, invoke, program, run
+from tests.cli_metrics import (
+    begin_minute,
+    counter,
+    drawn,
+    gauge,
+    histogram,
+    metrics,
+    now,
+    point,
+    rising,
+    store,
+    values,
+)
+from tests.command_line import environment, invoke, program, run
 from tests.otlp_requests import recorded
-from tests.signals import write_points
-
-# When the present minute began; set afresh for each test.
-NOW = dt.datetime.now(dt.UTC)
-BOUNDS = [0.5, 1.0, 2.0, 4.0]
 
 
 @pytest.fixture(autouse=True)
 def _present_minute() -> None:
-    global NOW
-    NOW = dt.datetime.now(dt.UTC).replace(second=0, microsecond=0)
-
-
-def point(metric: dict[str, Any], minutes: float, model: str | None = None, **columns: Any) -> dict[str, Any]:
-    """A point so many minutes ago."""
-    return {
-        "metric": {"service_name": "api", "temporality": "unspecified", "is_monotonic": False, **metric},
-        "attributes": {} if model is None else {"gen_ai.request.model": model},
-        "timestamp": NOW - dt.timedelta(minutes=minutes),
-        "start_time": NOW - dt.timedelta(hours=5),
-        **columns,
-    }
-
-
-def counter(minutes: float, total: int, model: str | None = None, name: str = "llm.tokens") -> dict[str, Any]:
-    metric = {"name": name, "metric_type": "counter", "unit": "{token}", "is_monotonic": True}
-    return point(metric | {"temporality": "cumulative"}, minutes, model, value=float(total), value_int=total)
-
-
-def gauge(minutes: float, value: float, model: str | None = None, name: str = "queue", **metric: Any) -> dict[str, Any]:
-    return point({"name": name, "metric_type": "gauge", "unit": "1", **metric}, minutes, model, value=value)
-
-
-def histogram(minutes: float, counts: list[int], total: float, model: str | None = None) -> dict[str, Any]:
-    metric = {"name": "llm.duration", "metric_type": "histogram", "unit": "s", "temporality": "delta"}
-    figures = {"bucket_bounds": BOUNDS, "bucket_counts": counts, "count": sum(counts), "sum": total}
-    return point(metric, minutes, model, **figures)
-
-
-def store(pool: StoragePool, *rows: dict[str, Any]) -> None:
-    _, rejected = write_points(pool, rows)
-    assert rejected == []
-
-
-def rising(model: str, by: int, minutes: Iterable[int] = range(30, -1, -1)) -> list[dict[str, Any]]:
-    """A counter that rises by so much a minute."""
-    return [counter(minute, by * place, model) for place, minute in enumerate(minutes, 1)]
-
-
-def metrics(url: str, *arguments: str, **settings: str) -> Outcome:
-    return invoke("metrics", "--database-url", url, *arguments, environment=settings)
-
-
-def drawn(url: str, *arguments: str) -> Any:
-    """The JSON of a metric."""
-    done = metrics(url, "--json", *arguments)
-    assert (done.status, done.stderr) == (0, "")
-    return done.json
-
-
-def values(series: dict[str, Any]) -> list[float]:
-    return [point["value"] for point in series["points"] if point["value"] is not None]
-
-
-class TestList:
-    def test_the_table(self, database_url: str, pool: StoragePool) -> None:
-        store(pool, *rising("a", 5), *rising("b", 7), gauge(90, 1.0), histogram(3, [1, 0, 0, 0, 0], 0.2))
-        lines = metrics(database_url).stdout.splitlines()
-        assert [line.split()[0] for line in lines] == ["NAME", "llm.duration", "llm.tokens", "queue"]
-        assert lines[2].split() == ["llm.tokens", "counter", "{token}", "2", "62", *f"{NOW:%F %T}".split(), "api"]
-        assert lines[3].split()[3:5] == ["1", "1"]
-
-    def test_json(self, database_url: str, pool: StoragePool) -> None:
-        store(pool, *rising("a", 5))
-        found = metrics(database_url, "--json").json
-        (metric,) = found["metrics"]
-        assert (metric["name"], metric["metric_type"], metric["unit"]) == ("llm.tokens", "counter", "{token}")
-        assert (metric["series_count"], metric["point_count"]) == (1, 31)
-        assert dt.datetime.fromisoformat(metric["last_timestamp"]) == NOW
-        assert found["next_cursor"] is None
-
-    @pytest.mark.parametrize(
-        ("arguments", "expected"),
-        [
-            ([], ["llm.duration", "llm.tokens", "other", "queue"]),
-            (["--type", "gauge"], ["other", "queue"]),
-            (["--unit", "s"], ["llm.duration"]),
-            (["--service", "web"], ["other"]),
-            (["--project", "mine"], ["other"]),
-            (["--search", "LLM."], ["llm.duration", "llm.tokens"]),
-            (["--since", "1h"], ["llm.duration", "llm.tokens"]),
-            (["--until", "1h"], ["other", "queue"]),
-            (["--since", "2099-01-01"], []),
-            (["-n", "2"], ["llm.duration", "llm.tokens"]),
-        ],
-    )
-    def test_filters(self, arguments: Sequence[str], expected: list[str], database_url: str, pool: StoragePool) -> None:
-        other = gauge(90, 1.0, name="other", service_name="web", project="mine")
-        store(pool, *rising("a", 5), gauge(90, 1.0), histogram(3, [1, 0, 0, 0, 0], 0.2), other)
-        assert [metric["name"] for metric in metrics(database_url, "--json", *arguments).json["metrics"]] == expected
-
-    def test_counts_are_of_the_time_range(self, database_url: str, pool: StoragePool) -> None:
-        store(pool, *rising("a", 5), counter(400, 1, "long ago"))
-        (metric,) = metrics(database_url, "--json").json["metrics"]
-        assert (metric["series_count"], metric["point_count"]) == (2, 32)
-        (metric,) = metrics(database_url, "--json", "--until", "6h").json["metrics"]
-        assert (metric["series_count"], metric["point_count"]) == (1, 1)
-        assert dt.datetime.fromisoformat(metric["last_timestamp"]) == NOW - dt.timedelta(minutes=400)
-
-    def test_points_are_counted_up_to_a_bound(
-        self, database_url: str, pool: StoragePool, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        store(pool, *rising("a", 5), *rising("b", 5), gauge(1, 1.0))
-        monkeypatch.setattr(metric_activity, "MOST_COUNTED", 40)
-        lines = metrics(database_url).stdout.splitlines()
-        assert [line.split()[4] for line in lines[1:]] == ["40+", "1"]
-        assert [line.split()[3] for line in lines[1:]] == ["2", "1"]
-
-    def test_pages_follow_by_cursor(self, database_url: str, pool: StoragePool) -> None:
-        store(pool, *(gauge(1, 1.0, name=f"m{number}") for number in range(5)))
-        first = metrics(database_url, "--json", "-n", "2").json
-        rest = metrics(database_url, "--json", "--cursor", first["next_cursor"]).json
-        assert [metric["name"] for metric in rest["metrics"]] == ["m2", "m3", "m4"]
-        assert f"more: --cursor {first['next_cursor']}" in metrics(database_url, "-n", "2").stdout
-
-    def test_none(self, database_url: str, pool: StoragePool) -> None:
-        assert metrics(database_url).stdout == "no metric is stored yet\n"
-        store(pool, gauge(1, 1.0))
-        assert metrics(database_url, "--search", "x").stdout == "no metric matches\n"
-
-    @pytest.mark.parametrize("width", [40, 60, 80, 120])
-    def test_it_fits_its_width(self, width: int, database_url: str, pool: StoragePool) -> None:
-        store(pool, gauge(1, 1.0, name="a name that is long, with 漢字 \x1b[31m and does not fit " * 3))
-        lines = metrics(database_url, COLUMNS=str(width)).stdout.splitlines()
-        assert len(lines) == 2
-        assert all(cell_len(line) <= width and "\x1b" not in line for line in lines)
+    begin_minute()
 
 
 class TestDefaults:
@@ -251,11 +130,11 @@ class TestAsked:
 
     def test_the_window_is_whole_steps(self, database_url: str, pool: StoragePool) -> None:
         store(pool, *rising("a", 5))
-        window = ["--since", f"{NOW - dt.timedelta(minutes=12):%FT%TZ}", "--until", f"{NOW:%FT%TZ}"]
+        window = ["--since", f"{now() - dt.timedelta(minutes=12):%FT%TZ}", "--until", f"{now():%FT%TZ}"]
         found = drawn(database_url, "llm.tokens", "--step", "5m", *window)
         start, end = (dt.datetime.fromisoformat(found[name]) for name in ("start", "end"))
-        assert NOW - dt.timedelta(minutes=17) < start <= NOW - dt.timedelta(minutes=12)
-        assert NOW <= end < NOW + dt.timedelta(minutes=5)
+        assert now() - dt.timedelta(minutes=17) < start <= now() - dt.timedelta(minutes=12)
+        assert now() <= end < now() + dt.timedelta(minutes=5)
         times = [dt.datetime.fromisoformat(point["time"]) for point in found["series"][0]["points"]]
         assert times == [start + dt.timedelta(minutes=5 * number) for number in range(len(times))]
         assert times[-1] + dt.timedelta(minutes=5) == end
@@ -304,9 +183,9 @@ class TestDrawing:
         store(pool, *(gauge(9 - number, float(number)) for number in range(10)))
         window = (
             "--since",
-            f"{NOW - dt.timedelta(minutes=9):%FT%TZ}",
+            f"{now() - dt.timedelta(minutes=9):%FT%TZ}",
             "--until",
-            f"{NOW + dt.timedelta(minutes=1):%FT%TZ}",
+            f"{now() + dt.timedelta(minutes=1):%FT%TZ}",
         )
         lines = metrics(database_url, "queue", *window).stdout.splitlines()
         assert len(lines) == 11
@@ -468,7 +347,7 @@ class TestRefused:
         store(pool, gauge(300, 1.0, "a"))
         done = metrics(database_url, "queue")
         assert (done.status, done.stderr) == (0, "")
-        last = f"{NOW - dt.timedelta(minutes=300):%F %T}"
+        last = f"{now() - dt.timedelta(minutes=300):%F %T}"
         assert f"; the last one is of {last}: give --since or --until" in done.stdout
         assert metrics(database_url, "queue", "--where", "model=b").stdout == "no point of queue matches\n"
         found = drawn(database_url, "queue")

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -18,33 +14,13 @@ from observatory_storage.writers import LogWriter, TraceWriter, WriteMethod, Wri
 from tests.signals import Row, deadlocks, wait_for_waiting
 from tests.telemetry import NOW, count
 from tests.test_content_from_logs import assert_content_exact, call, choice, contents, event
-
-ROOT = Path(__file__).parent.parent
+from tests.threads import threads
+from tests.under_fire import output_of, run_python
 
 
 @pytest.fixture(params=[WriteMethod.INSERT, WriteMethod.COPY])
 def method(request: pytest.FixtureRequest) -> WriteMethod:
     return WriteMethod(request.param)
-
-
-@contextmanager
-def started(*steps: Callable[[], object]) -> Iterator[list[threading.Thread]]:
-    """Threads for some steps, not started yet; all have ended well when the block has."""
-    errors: list[BaseException] = []
-
-    def run(step: Callable[[], object]) -> None:
-        try:
-            step()
-        except BaseException as error:
-            errors.append(error)
-            raise
-
-    threads = [threading.Thread(target=run, args=(step,)) for step in steps]
-    yield threads
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive()
-    assert errors == []
 
 
 SPAN = call(1)
@@ -92,9 +68,9 @@ def test_both_have_written_and_wait_for_the_trace(
                 with TraceWriter(pool) as writer:
                     writer.write_spans([{**call(1), "span_id": b"\x00" * 7 + b"\x09", "operation": None}])
             blocker.execute("SELECT FROM traces WHERE id = %s::uuid FOR UPDATE", [SPAN["trace_id"].hex()])
-        with started(*(write[kind] for kind in order)) as threads:
-            for number, thread in enumerate(threads, 1):
-                thread.start()
+        with threads() as start:
+            for number, kind in enumerate(order, 1):
+                start(write[kind])
                 wait_for_waiting(database_url, number)
             blocker.rollback()
     found = contents(database_url)[1]
@@ -120,9 +96,9 @@ def test_one_holds_the_trace_until_the_other_waits_for_it(
         )
     with writers(pool, method, [SPAN]) as write, psycopg.connect(database_url) as blocker:
         blocker.execute("SELECT pg_advisory_xact_lock(7)")
-        with started(*(write[kind] for kind in order)) as threads:
-            for number, thread in enumerate(threads, 1):
-                thread.start()
+        with threads() as start:
+            for number, kind in enumerate(order, 1):
+                start(write[kind])
                 wait_for_waiting(database_url, number)
             blocker.rollback()
     assert None not in contents(database_url)[1]
@@ -161,18 +137,9 @@ with StoragePool.from_url(url, min_connections=1, max_connections=2) as pool:
 @pytest.mark.every_server
 def test_processes_that_write_spans_and_events_at_once_fill_every_span(database_url: str) -> None:
     jobs = [("spans", "copy"), ("logs", "copy"), ("spans", "insert"), ("logs", "insert")]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", WRITE, database_url, *job, str(seed), NOW.isoformat()],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for seed, job in enumerate(jobs)
-    ]
+    processes = [run_python(WRITE, database_url, *job, str(seed), NOW.isoformat()) for seed, job in enumerate(jobs)]
     for process in processes:
-        _, err = process.communicate(timeout=120)
-        assert (process.returncode, err) == (0, "")
+        assert output_of(process) == ""
     assert deadlocks(database_url) == 0
     spans: list[dict[str, Any]] = [call(number) for number in range(1, 61)]
     assert count(database_url, "trace_spans") == 60

@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
-import subprocess
-import sys
-import threading
-import time
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -18,8 +12,7 @@ from observatory_storage.pool import StoragePool
 from observatory_storage.writers import LogWriter, WriteMethod, WriterConfig
 from tests.signals import LOG_TABLES, Row, assert_written_in_order, deadlocks, empty, make_logs, stored_rows, write_logs
 from tests.telemetry import NOW, count
-
-ROOT = Path(__file__).parent.parent
+from tests.under_fire import IMPATIENT, in_processes, output_of, run_python, write_while_sessions_are_killed
 
 WRITE = """
 import datetime, json, random, sys
@@ -49,21 +42,7 @@ print(json.dumps([stats.logs_written, stats.logs_duplicate, stats.rows_rejected,
 def test_processes_with_the_same_requests_store_each_record_once(
     pool: StoragePool, database_url: str, methods: list[str]
 ) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", WRITE, database_url, method, str(seed), NOW.isoformat()],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for seed, method in enumerate(methods)
-    ]
-    counts = []
-    for process in processes:
-        out, err = process.communicate(timeout=120)
-        assert (process.returncode, err) == (0, "")
-        counts.append(json.loads(out))
+    counts = in_processes(WRITE, database_url, methods)
     assert sum(written for written, *_ in counts) == count(database_url, "logs") == 4 * 300
     assert [sum(numbers) for numbers in counts] == [4 * 4 * 300] * len(methods)
     assert all(rejected == failures == 0 for *_, rejected, failures in counts)
@@ -96,42 +75,12 @@ def test_sessions_killed_in_the_middle_of_batches_lose_and_repeat_nothing(
     pool: StoragePool, database_url: str, method: WriteMethod
 ) -> None:
     rows = make_logs(600)
-    stop = threading.Event()
-    killed = 0
-
-    def kill() -> None:
-        nonlocal killed
-        with psycopg.connect(database_url, autocommit=True) as connection:
-            while not stop.wait(0.03):
-                killed += connection.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'"
-                ).rowcount
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    given = 0
-    try:
-        with LogWriter(pool, WriterConfig(method=method, batch_size=50)) as writer:
-            deadline = time.monotonic() + 40
-            while killed < 4 and time.monotonic() < deadline:
-                writer.write_logs(rows)
-                given += len(rows)
-                for _ in range(100):
-                    try:
-                        writer.flush()
-                        break
-                    except WriteError:
-                        time.sleep(0.02)
-            stop.set()
-            killer.join()
-    finally:
-        stop.set()
-    assert killed > 3
+    with LogWriter(pool, WriterConfig(method=method, batch_size=50)) as writer:
+        rounds = write_while_sessions_are_killed(database_url, writer, [rows], writer.write_logs)
     assert count(database_url, "logs") == len(rows)
     stats = writer.write_stats()
     # What committed though its session died before it said so counts as a duplicate.
-    assert stats.logs_written + stats.logs_duplicate == given
+    assert stats.logs_written + stats.logs_duplicate == rounds * len(rows)
     assert stats.logs_written <= len(rows)
 
 
@@ -144,9 +93,8 @@ def test_batches_that_are_prepared_ahead_add_up_also_when_one_fails(database_url
     config = WriterConfig(
         method=WriteMethod.COPY, batch_size=51, flush_interval_seconds=3_600, lock_timeout_seconds=0.1
     )
-    impatient = {"min_connections": 1, "max_connections": 3, "initial_delay_ms": 5, "max_delay_ms": 20}
     with (
-        StoragePool.from_url(database_url, **impatient) as pool,
+        StoragePool.from_url(database_url, **IMPATIENT) as pool,
         LogWriter(pool, config, on_rejected=rejected.append) as writer,
     ):
         writer.write_logs(given)
@@ -200,8 +148,5 @@ def test_the_interpreters_end_writes_what_is_buffered(database_url: str) -> None
         "logs.write_logs(make_logs(7))\n"
         "metrics.write_data_points(make_points(2, 3))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, database_url], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert output_of(run_python(code, database_url)) == ""
     assert (count(database_url, "logs"), count(database_url, "metric_data_points")) == (7, 6)

@@ -19,6 +19,7 @@ from observatory_storage.pool import StoragePool
 from observatory_storage.writers import TraceWriter, WriterConfig
 from tests.conftest import ROOT
 from tests.telemetry import assert_summaries_exact, count, make_spans
+from tests.threads import threads
 
 LOGS, SPANS = table_of(LogRecord), table_of(TraceSpan)
 ONE_DAY, ONE_HOUR = dt.timedelta(days=1), dt.timedelta(hours=1)
@@ -207,36 +208,26 @@ def test_a_role_that_owns_no_table_is_told_so(pool: StoragePool, database_url: s
 @pytest.mark.every_server
 def test_writers_go_on_through_maintenance(pool: StoragePool, database_url: str) -> None:
     done = threading.Event()
-    failures: list[BaseException] = []
     sent = [0, 0]
 
     def write(place: int) -> None:
         number = 0
-        try:
-            with TraceWriter(pool, WriterConfig(batch_size=60)) as writer:
-                while not done.is_set():
-                    spans = make_spans(
-                        traces=5, spans=12, seed=place * 1_000 + number, start=now() - number % 5 * ONE_DAY
-                    )
-                    writer.write_spans(spans)
-                    writer.flush()
-                    sent[place] += len(spans)
-                    number += 1
-        except BaseException as error:
-            failures.append(error)
-            raise
+        with TraceWriter(pool, WriterConfig(batch_size=60)) as writer:
+            while not done.is_set():
+                spans = make_spans(traces=5, spans=12, seed=place * 1_000 + number, start=now() - number % 5 * ONE_DAY)
+                writer.write_spans(spans)
+                writer.flush()
+                sent[place] += len(spans)
+                number += 1
 
-    threads = [threading.Thread(target=write, args=(place,)) for place in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        for days in (1, 2, 3):
-            pool.maintain(ahead=days * ONE_DAY)
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join()
-    assert failures == []
+    with threads() as start:
+        start(write, 0)
+        start(write, 1)
+        try:
+            for days in (1, 2, 3):
+                pool.maintain(ahead=days * ONE_DAY)
+        finally:
+            done.set()
     assert count(database_url, "trace_spans") == sum(sent)
     assert_summaries_exact(database_url)
     assert pool.maintain(ahead=3 * ONE_DAY).is_complete

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
-import subprocess
-import sys
 import threading
-import time
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -26,11 +21,12 @@ from tests.signals import (
     empty,
     make_points,
     stored_rows,
+    wait_for_waiting,
     write_points,
 )
 from tests.telemetry import NOW, count
+from tests.under_fire import IMPATIENT, in_processes, write_while_sessions_are_killed
 
-ROOT = Path(__file__).parent.parent
 POINT: Row = {"metric": {"name": "g", "metric_type": "gauge"}, "timestamp": NOW, "value": 1.0}
 
 WRITE = """
@@ -61,32 +57,13 @@ print(json.dumps([
 """
 
 
-def in_processes(url: str, methods: list[str], content: str) -> list[list[int]]:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", WRITE, url, method, str(seed), NOW.isoformat(), content],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for seed, method in enumerate(methods)
-    ]
-    counts = []
-    for process in processes:
-        out, err = process.communicate(timeout=120)
-        assert (process.returncode, err) == (0, "")
-        counts.append(json.loads(out))
-    assert deadlocks(url) == 0
-    return counts
-
-
 @pytest.mark.every_server
 @pytest.mark.parametrize("methods", [["copy"] * 4, ["copy", "insert", "auto", "insert"]])
 def test_processes_with_the_same_points_store_each_once(
     pool: StoragePool, database_url: str, methods: list[str]
 ) -> None:
-    counts = in_processes(database_url, methods, "same")
+    counts = in_processes(WRITE, database_url, methods, "same")
+    assert deadlocks(database_url) == 0
     assert sum(written for written, *_ in counts) == count(database_url, "metric_data_points") == 600
     assert [written + duplicate for written, duplicate, *_ in counts] == [1_800] * len(methods)
     assert all(rest == [0, 0, 0] for _, _, *rest in counts)
@@ -98,7 +75,8 @@ def test_processes_with_the_same_points_store_each_once(
 
 @pytest.mark.every_server
 def test_of_processes_that_say_different_things_each_learns_which_points_are_not_its_own(database_url: str) -> None:
-    counts = in_processes(database_url, ["copy", "insert", "copy", "insert"], "other")
+    counts = in_processes(WRITE, database_url, ["copy", "insert", "copy", "insert"], "other")
+    assert deadlocks(database_url) == 0
     assert sum(written for written, *_ in counts) == count(database_url, "metric_data_points") == 600
     stored = stored_rows(database_url, "metric_data_points")["metric_data_points"]
     for seed, (written, duplicate, conflicting, rejected, failures) in enumerate(counts):
@@ -124,13 +102,7 @@ def test_a_point_that_another_session_is_storing_is_compared_with_it(
         )
         thread = threading.Thread(target=lambda: results.append(write_points(pool, [POINT], method=method)))
         thread.start()
-        waiting: tuple[int, ...] | None = (0,)
-        while waiting == (0,):
-            with psycopg.connect(database_url, autocommit=True) as watcher:
-                waiting = watcher.execute(
-                    "SELECT count(*) FROM pg_stat_activity "
-                    "WHERE datname = current_database() AND wait_event_type = 'Lock'"
-                ).fetchone()
+        wait_for_waiting(database_url, 1)
         holder.commit()
         thread.join()
     ((stats, rejected),) = results
@@ -163,41 +135,11 @@ def test_sessions_killed_in_the_middle_of_batches_lose_and_repeat_nothing(
     pool: StoragePool, database_url: str, method: WriteMethod
 ) -> None:
     points = make_points(30, 20)
-    stop = threading.Event()
-    killed = 0
-
-    def kill() -> None:
-        nonlocal killed
-        with psycopg.connect(database_url, autocommit=True) as connection:
-            while not stop.wait(0.03):
-                killed += connection.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'"
-                ).rowcount
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    given = 0
-    try:
-        with MetricWriter(pool, WriterConfig(method=method, batch_size=50)) as writer:
-            deadline = time.monotonic() + 40
-            while killed < 4 and time.monotonic() < deadline:
-                writer.write_data_points(points)
-                given += len(points)
-                for _ in range(100):
-                    try:
-                        writer.flush()
-                        break
-                    except WriteError:
-                        time.sleep(0.02)
-            stop.set()
-            killer.join()
-    finally:
-        stop.set()
-    assert killed > 3
+    with MetricWriter(pool, WriterConfig(method=method, batch_size=50)) as writer:
+        rounds = write_while_sessions_are_killed(database_url, writer, [points], writer.write_data_points)
     assert count(database_url, "metric_data_points") == len(points)
     stats = writer.write_stats()
-    assert stats.data_points_written + stats.data_points_duplicate == given
+    assert stats.data_points_written + stats.data_points_duplicate == rounds * len(points)
     assert stats.rows_rejected == 0
     tables = stored_rows(database_url, *METRIC_TABLES)
     # A parent whose batch was rolled back is sent again.
@@ -212,9 +154,8 @@ def test_a_batch_that_fails_and_is_tried_again_reports_conflicts_once(database_u
     config = WriterConfig(
         method=WriteMethod.COPY, batch_size=40, flush_interval_seconds=3_600, lock_timeout_seconds=0.1
     )
-    impatient = {"min_connections": 1, "max_connections": 3, "initial_delay_ms": 5, "max_delay_ms": 20}
     with (
-        StoragePool.from_url(database_url, **impatient) as pool,
+        StoragePool.from_url(database_url, **IMPATIENT) as pool,
         MetricWriter(pool, config, on_rejected=rejected.append) as writer,
     ):
         writer.write_data_points(points[:50])

@@ -26,6 +26,7 @@ from observatory_storage.models.base import table_of
 from observatory_storage.pool import StoragePool
 from tests import catalog
 from tests.conftest import ROOT
+from tests.threads import threads
 
 DAY = (
     "CREATE TABLE trace_spans_p20260101 PARTITION OF trace_spans"
@@ -428,32 +429,24 @@ def test_writers_go_on_through_the_migration(empty_database_url: str) -> None:
     url = empty_database_url
     config = make_release_one(url, 20)
     done = threading.Event()
-    failures: list[BaseException] = []
     written = [0, 0]
 
     def write(place: int) -> None:
-        try:
-            with psycopg.connect(url) as connection:
-                while not done.is_set():
-                    for number in range(5):
-                        connection.execute(SPAN, [FIRST_DAY + dt.timedelta(days=number)])
-                        connection.execute(LOG, [FIRST_DAY + dt.timedelta(days=number)])
-                    connection.commit()
-                    written[place] += 5
-        except BaseException as error:
-            failures.append(error)
-            raise
+        with psycopg.connect(url) as connection:
+            while not done.is_set():
+                for number in range(5):
+                    connection.execute(SPAN, [FIRST_DAY + dt.timedelta(days=number)])
+                    connection.execute(LOG, [FIRST_DAY + dt.timedelta(days=number)])
+                connection.commit()
+                written[place] += 5
 
-    threads = [threading.Thread(target=write, args=(place,)) for place in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        assert migrations.upgrade(config).is_current
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join()
-    assert failures == []
+    with threads() as start:
+        start(write, 0)
+        start(write, 1)
+        try:
+            assert migrations.upgrade(config).is_current
+        finally:
+            done.set()
     assert query(url, "SELECT count(*) FROM logs") == [(sum(written) + 21,)]
     assert {valid for _, valid in query(url, INDEXES)} == {True}
 

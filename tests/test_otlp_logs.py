@@ -16,6 +16,8 @@ from observatory_storage.models.rows import LogRow
 from observatory_storage.otlp import DecodedLogs, Signal, decode_logs, iter_json_lines
 from tests.otlp_requests import (
     END,
+    EPOCH,
+    JSON,
     SPAN_ID,
     START,
     TRACE_ID,
@@ -29,14 +31,8 @@ from tests.otlp_requests import (
     recorded,
     request,
     sent_span,
+    time,
 )
-
-EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-JSON = "application/json"
-
-
-def time(nanoseconds: int) -> dt.datetime:
-    return EPOCH + dt.timedelta(microseconds=nanoseconds // 1000)
 
 
 def parsed(data: bytes) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import math
 from typing import Any
@@ -13,6 +12,7 @@ from observatory_storage.errors import DecodeError
 from observatory_storage.otlp import decode_traces
 from tests.otlp_requests import (
     END,
+    EPOCH,
     SPAN_ID,
     START,
     TRACE_ID,
@@ -21,14 +21,9 @@ from tests.otlp_requests import (
     rejection,
     request,
     sent_span,
+    time,
     trace_service,
 )
-
-EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-
-
-def time(nanoseconds: int) -> dt.datetime:
-    return EPOCH + dt.timedelta(microseconds=nanoseconds // 1000)
 
 
 def attribute(value: Any) -> Any:

@@ -15,6 +15,7 @@ from observatory_storage.models.base import table_of
 from observatory_storage.pool import StoragePool
 from observatory_storage.writers import TraceWriter, WriteMethod, WriterConfig
 from tests.telemetry import NOW, assert_summaries_exact, count, make_spans
+from tests.threads import threads
 
 SPANS = table_of(TraceSpan)
 TODAY = NOW.date()
@@ -76,7 +77,6 @@ def test_a_day_that_cannot_be_made_is_given_up_and_its_rows_land_in_default(
 @pytest.mark.every_server
 def test_writers_and_makers_of_partitions_never_fail_each_other(pool: StoragePool, database_url: str) -> None:
     days = 6
-    failures: list[BaseException] = []
     sent = 0
     lock = threading.Lock()
     makers_done = threading.Event()
@@ -84,43 +84,34 @@ def test_writers_and_makers_of_partitions_never_fail_each_other(pool: StoragePoo
     def write(part: int) -> None:
         nonlocal sent
         number = 0
-        try:
-            config = WriterConfig(method=(WriteMethod.COPY, WriteMethod.INSERT)[part % 2], batch_size=60)
-            with TraceWriter(pool, config) as writer:
-                while not makers_done.is_set() or number < days:
-                    start = NOW - dt.timedelta(days=number % days)
-                    spans = make_spans(traces=5, spans=12, seed=part * 1_000 + number, start=start)
-                    writer.write_spans(spans)
-                    writer.flush()
-                    number += 1
-                    with lock:
-                        sent += len(spans)
-        except BaseException as error:
-            failures.append(error)
-            raise
+        config = WriterConfig(method=(WriteMethod.COPY, WriteMethod.INSERT)[part % 2], batch_size=60)
+        with TraceWriter(pool, config) as writer:
+            while not makers_done.is_set() or number < days:
+                start = NOW - dt.timedelta(days=number % days)
+                spans = make_spans(traces=5, spans=12, seed=part * 1_000 + number, start=start)
+                writer.write_spans(spans)
+                writer.flush()
+                number += 1
+                with lock:
+                    sent += len(spans)
 
     def make() -> None:
-        try:
-            manager = PartitionManager(pool)
-            for number in range(days):
-                day = TODAY - dt.timedelta(days=number)
-                while manager.ensure(SPANS, [day]) or manager.ensure(table_of(TraceEvent), [day]):
-                    manager.forget()
+        manager = PartitionManager(pool)
+        for number in range(days):
+            day = TODAY - dt.timedelta(days=number)
+            while manager.ensure(SPANS, [day]) or manager.ensure(table_of(TraceEvent), [day]):
                 manager.forget()
-        except BaseException as error:
-            failures.append(error)
-            raise
+            manager.forget()
 
-    makers = [threading.Thread(target=make) for _ in range(2)]
-    writers = [threading.Thread(target=write, args=(part,)) for part in range(2)]
-    for thread in (*writers, *makers):
-        thread.start()
-    for thread in makers:
-        thread.join()
-    makers_done.set()
-    for thread in writers:
-        thread.join()
-    assert failures == []
+    with threads() as start_writer:
+        start_writer(write, 0)
+        start_writer(write, 1)
+        try:
+            with threads() as start_maker:
+                start_maker(make)
+                start_maker(make)
+        finally:
+            makers_done.set()
     assert count(database_url, "trace_spans") == sent
     assert count(database_url, "trace_spans_default") == 0
     assert_summaries_exact(database_url)

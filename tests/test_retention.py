@@ -41,6 +41,7 @@ from tests.retaining import (
 )
 from tests.signals import make_points
 from tests.telemetry import assert_summaries_exact, count, make_spans
+from tests.threads import threads
 
 
 @pytest.mark.every_server
@@ -294,7 +295,6 @@ def test_what_goes_is_what_the_policies_say(
 
 @pytest.mark.every_server
 def test_four_writers_go_on_and_lose_nothing(database_url: str) -> None:
-    failures: list[BaseException] = []
     kept: list[int] = [0] * 4
     stop = threading.Event()
     with StoragePool.from_url(database_url, min_connections=1, max_connections=12) as pool:
@@ -304,32 +304,25 @@ def test_four_writers_go_on_and_lose_nothing(database_url: str) -> None:
         def write(place: int) -> None:
             dice = random.Random(place)
             project = "ab"[place % 2]
-            try:
-                with TraceWriter(pool, WriterConfig(batch_size=40, project=project)) as writer:
-                    while not stop.is_set():
-                        for days in (0, 2, 6):
-                            spans = make_spans(4, 5, seed=dice.randrange(10**9), start=NOW - days * DAY)
-                            writer.write_spans(spans)
-                            writer.flush()
-                            kept[place] += len(spans) if days < 4 or project == "b" else 0
-            except BaseException as error:
-                failures.append(error)
-                raise
+            with TraceWriter(pool, WriterConfig(batch_size=40, project=project)) as writer:
+                while not stop.is_set():
+                    for days in (0, 2, 6):
+                        spans = make_spans(4, 5, seed=dice.randrange(10**9), start=NOW - days * DAY)
+                        writer.write_spans(spans)
+                        writer.flush()
+                        kept[place] += len(spans) if days < 4 or project == "b" else 0
 
-        threads = [threading.Thread(target=write, args=(place,)) for place in range(4)]
-        for thread in threads:
-            thread.start()
         policies = policy("traces", 4 * DAY), policy("traces", 8 * DAY, "b")
         dropped = 0
-        try:
-            until = time.monotonic() + 3
-            while time.monotonic() < until:
-                dropped += len(retain(pool, *policies, batch_size=50).partitions_dropped)
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
-        assert failures == []
+        with threads() as start:
+            for place in range(4):
+                start(write, place)
+            try:
+                until = time.monotonic() + 3
+                while time.monotonic() < until:
+                    dropped += len(retain(pool, *policies, batch_size=50).partitions_dropped)
+            finally:
+                stop.set()
         assert dropped == 4
         for _ in range(2):
             retain(pool, *policies, batch_size=50)
@@ -340,36 +333,27 @@ def test_four_writers_go_on_and_lose_nothing(database_url: str) -> None:
 
 def test_writers_of_logs_and_points_go_on(pool: StoragePool, database_url: str) -> None:
     stop = threading.Event()
-    failures: list[BaseException] = []
     sent = [0]
 
     def write() -> None:
-        try:
-            with MetricWriter(pool) as metrics, LogWriter(pool) as logs:
-                while not stop.is_set():
-                    points = make_points(5, 3, seed=sent[0], start=NOW + sent[0] * dt.timedelta(seconds=60))
-                    metrics.write_data_points(points)
-                    metrics.write_data_points(
-                        make_points(5, 3, seed=sent[0], start=NOW - 9 * DAY - sent[0] * HOUR / 60)
-                    )
-                    logs.write_logs([{"timestamp": NOW - 9 * DAY, "body": f"old {sent[0]}"}])
-                    logs.write_logs([{"timestamp": NOW, "body": f"new {sent[0]}"}])
-                    metrics.flush()
-                    logs.flush()
-                    sent[0] += 1
-        except BaseException as error:
-            failures.append(error)
-            raise
+        with MetricWriter(pool) as metrics, LogWriter(pool) as logs:
+            while not stop.is_set():
+                points = make_points(5, 3, seed=sent[0], start=NOW + sent[0] * dt.timedelta(seconds=60))
+                metrics.write_data_points(points)
+                metrics.write_data_points(make_points(5, 3, seed=sent[0], start=NOW - 9 * DAY - sent[0] * HOUR / 60))
+                logs.write_logs([{"timestamp": NOW - 9 * DAY, "body": f"old {sent[0]}"}])
+                logs.write_logs([{"timestamp": NOW, "body": f"new {sent[0]}"}])
+                metrics.flush()
+                logs.flush()
+                sent[0] += 1
 
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
-        for _ in range(5):
-            retain(pool, policy("metrics", 3 * DAY), policy("logs", 3 * DAY))
-    finally:
-        stop.set()
-        thread.join()
-    assert failures == []
+    with threads() as start:
+        start(write)
+        try:
+            for _ in range(5):
+                retain(pool, policy("metrics", 3 * DAY), policy("logs", 3 * DAY))
+        finally:
+            stop.set()
     retain(pool, policy("metrics", 3 * DAY), policy("logs", 3 * DAY))
     assert count(database_url, "logs") == sent[0]
     with psycopg.connect(database_url) as connection:

@@ -19,6 +19,7 @@ from observatory_storage.models import LogRecord
 from observatory_storage.models.base import table_of
 from observatory_storage.models.log import SEARCH_VECTOR_SQL, search_vector
 from observatory_storage.pool import StoragePool
+from tests.threads import threads
 
 LOGS = table_of(LogRecord)
 ONE_HOUR = dt.timedelta(hours=1)
@@ -146,32 +147,25 @@ def test_no_body_breaks_the_build_or_a_search(pool: StoragePool, database_url: s
 def test_writers_go_on_while_indexes_are_built(pool: StoragePool, database_url: str) -> None:
     store(database_url, CLOSED[0], *(f"word{number} of the past" for number in range(2_000)))
     ready, done = threading.Event(), threading.Event()
-    failures: list[BaseException] = []
     written = 0
 
     def write() -> None:
         nonlocal written
-        try:
-            with psycopg.connect(database_url) as connection:
-                while not done.is_set():
-                    for hour in (*CLOSED, OPEN):
-                        connection.execute(INSERT, [hour, uuid.uuid4(), uuid.uuid4(), "meanwhile"])
-                    connection.commit()
-                    written += len(CLOSED) + 1
-                    ready.set()
-        except BaseException as error:
-            failures.append(error)
-            raise
+        with psycopg.connect(database_url) as connection:
+            while not done.is_set():
+                for hour in (*CLOSED, OPEN):
+                    connection.execute(INSERT, [hour, uuid.uuid4(), uuid.uuid4(), "meanwhile"])
+                connection.commit()
+                written += len(CLOSED) + 1
+                ready.set()
 
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        assert ready.wait(10)
-        assert len(TextIndexer(pool).build().built) == 4
-    finally:
-        done.set()
-        writer.join()
-    assert failures == []
+    with threads() as start:
+        start(write)
+        try:
+            assert ready.wait(10)
+            assert len(TextIndexer(pool).build().built) == 4
+        finally:
+            done.set()
     assert found(database_url, "meanwhile") == written
     assert found(database_url, "word77") == 1
 

@@ -19,6 +19,7 @@ import pytest
 from observatory_storage.errors import RejectedRowError, WriteError
 from observatory_storage.pool import StoragePool
 from observatory_storage.writers import TraceWriter, WriteMethod, WriterConfig
+from tests.odd_values import NoZone, Unreadable
 from tests.telemetry import NOW, assert_summaries_exact, count, make_spans, stored
 
 ROOT = Path(__file__).parent.parent
@@ -27,26 +28,6 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(params=[WriteMethod.INSERT, WriteMethod.COPY])
 def method(request: pytest.FixtureRequest) -> WriteMethod:
     return WriteMethod(request.param)
-
-
-class Unreadable:
-    """An object whose own code fails."""
-
-    def __str__(self) -> str:
-        raise LookupError("no text")
-
-    __repr__ = __str__
-
-
-class NoZone(dt.tzinfo):
-    def utcoffset(self, when: dt.datetime | None) -> None:
-        return None
-
-    def dst(self, when: dt.datetime | None) -> None:
-        return None
-
-    def tzname(self, when: dt.datetime | None) -> None:
-        return None
 
 
 class Colour(enum.Enum):
@@ -238,6 +219,7 @@ def test_closing_while_others_write_takes_all_or_says_so(pool: StoragePool, data
 
 def test_what_a_failing_iterator_gave_before_is_taken(pool: StoragePool, database_url: str) -> None:
     spans = make_spans(traces=1, spans=7)
+    no_row: Any = 5
 
     def some() -> Iterator[dict[str, Any]]:
         yield from spans
@@ -247,7 +229,7 @@ def test_what_a_failing_iterator_gave_before_is_taken(pool: StoragePool, databas
         with pytest.raises(ValueError, match="mine"):
             writer.write_spans(some())
         with pytest.raises(RejectedRowError, match="row 3: a row is of type int"):
-            writer.write_spans([*make_spans(traces=1, spans=2, seed=2), 5])  # type: ignore[list-item] # what is refused
+            writer.write_spans([*make_spans(traces=1, spans=2, seed=2), no_row])
     assert count(database_url, "trace_spans") == 9
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -18,8 +16,7 @@ from observatory_storage.errors import BufferFullError, RejectedRowError, WriteE
 from observatory_storage.pool import StoragePool
 from observatory_storage.writers import TraceWriter, WriteMethod, WriterConfig
 from tests.telemetry import assert_summaries_exact, count, make_spans, stored
-
-ROOT = Path(__file__).parent.parent
+from tests.under_fire import output_of, run_python, write_while_sessions_are_killed
 
 
 @pytest.mark.parametrize("method", [WriteMethod.INSERT, WriteMethod.COPY])
@@ -27,38 +24,11 @@ def test_sessions_killed_in_the_middle_of_batches_lose_and_repeat_nothing(
     pool: StoragePool, database_url: str, method: WriteMethod
 ) -> None:
     spans = make_spans(traces=100, spans=10)
-    stop = threading.Event()
-    killed = 0
-
-    def kill() -> None:
-        nonlocal killed
-        with psycopg.connect(database_url, autocommit=True) as connection:
-            while not stop.wait(0.05):
-                killed += connection.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'"
-                ).rowcount
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        with TraceWriter(pool, WriterConfig(method=method, batch_size=50)) as writer:
-            deadline = time.monotonic() + 60
-            # Again and again, as replays: until enough batches met their end in the middle.
-            while killed < 4 and time.monotonic() < deadline:
-                for first in range(0, len(spans), 50):
-                    writer.write_spans(spans[first : first + 50])
-                    for _ in range(50):
-                        try:
-                            writer.flush()
-                            break
-                        except WriteError:
-                            time.sleep(0.02)
-            stop.set()
-            killer.join()
-    finally:
-        stop.set()
-    assert killed > 3
+    batches = [spans[first : first + 50] for first in range(0, len(spans), 50)]
+    with TraceWriter(pool, WriterConfig(method=method, batch_size=50)) as writer:
+        write_while_sessions_are_killed(
+            database_url, writer, batches, writer.write_spans, pause_seconds=0.05, seconds=60
+        )
     assert count(database_url, "trace_spans") == len(spans)
     assert_summaries_exact(database_url)
 
@@ -134,10 +104,7 @@ def test_the_interpreters_end_writes_what_is_buffered(database_url: str) -> None
         "writer = TraceWriter(pool, WriterConfig(flush_interval_seconds=3600))\n"
         "writer.write_spans(make_spans(traces=1, spans=7))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, database_url], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert output_of(run_python(code, database_url)) == ""
     assert count(database_url, "trace_spans") == 7
 
 

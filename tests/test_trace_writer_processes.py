@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-from tests.telemetry import NOW, assert_summaries_exact, make_spans, stored
-
-ROOT = Path(__file__).parent.parent
+from tests.telemetry import assert_summaries_exact, make_spans, stored
+from tests.under_fire import in_processes
 
 WRITE = """
 import datetime, json, random, sys
@@ -38,30 +32,10 @@ print(json.dumps([stats.spans_written, stats.spans_replaced, stats.rows_rejected
 """
 
 
-def in_processes(url: str, methods: list[str]) -> list[list[int]]:
-    """Run one writer process for each method, all at once; return what each counted."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", WRITE, url, method, str(seed), NOW.isoformat()],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for seed, method in enumerate(methods)
-    ]
-    counts = []
-    for process in processes:
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        counts.append(json.loads(out))
-    return counts
-
-
 @pytest.mark.every_server
 @pytest.mark.parametrize("methods", [["copy"] * 4, ["insert"] * 4, ["copy", "insert", "copy", "insert"]])
 def test_processes_with_the_same_spans_leave_what_one_would(database_url: str, methods: list[str]) -> None:
-    counts = in_processes(database_url, methods)
+    counts = in_processes(WRITE, database_url, methods)
     finished = make_spans(traces=60, spans=8)
     tables = stored(database_url)
     assert len(tables["trace_spans"]) == len(finished)
