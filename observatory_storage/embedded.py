@@ -106,7 +106,7 @@ def embedded_server(data_dir: Path | str, *, timeout_seconds: float = _START_TIM
     server = EmbeddedServer(_url(handle), directory, handle)
     try:
         _wait_until_ready(server.url, deadline)
-    except BaseException:
+    except BaseException:  # an interrupt, too, would leave a server that nobody stops
         server.close()
         raise
     return server

@@ -163,7 +163,7 @@ def migration_connection(
             driver.commit()
             try:
                 yield connection
-            except BaseException:
+            except BaseException:  # an interrupt, too, while others wait for the lock
                 connection.rollback()
                 raise
 

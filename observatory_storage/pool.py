@@ -72,7 +72,7 @@ class StoragePool:
         server = embedded_server(data_dir)
         try:
             pool = cls.from_url(server.url, **{**_EMBEDDED_LIMITS, **overrides})
-        except BaseException:
+        except BaseException:  # an interrupt, too, would leave a server that nobody stops
             server.close()
             raise
         pool._server = server

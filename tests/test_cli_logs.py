@@ -60,6 +60,8 @@ def numbers(url: str, *arguments: str) -> list[int]:
         (["--level", "warning"], [3]),
         (["--level", "13"], [3]),
         (["--level", "info..error"], [2, 3, 4]),
+        (["--level", "warn.."], [3, 4, 5]),
+        (["--level", "..debug"], [1]),
         (["--min-level", "ERROR"], [4, 5]),
         (["--max-level", "debug2"], [1]),
         (["--max-level", "WARN", "--min-level", "info"], [2, 3]),

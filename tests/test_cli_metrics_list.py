@@ -105,3 +105,11 @@ def test_it_fits_its_width(width: int, database_url: str, pool: StoragePool) -> 
     lines = metrics(database_url, COLUMNS=str(width)).stdout.splitlines()
     assert len(lines) == 2
     assert all(cell_len(line) <= width and "\x1b" not in line for line in lines)
+
+
+def test_names_are_cut_last(database_url: str, pool: StoragePool) -> None:
+    name = "gen_ai.client.operation.time_per_output_chunk"
+    store(pool, gauge(1, 1.0, name=name, service_name="a-service-with-a-long-name"))
+    (line,) = metrics(database_url, COLUMNS="120").stdout.splitlines()[1:]
+    assert line.split()[0] == name
+    assert "a-service" in line

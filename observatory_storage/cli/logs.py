@@ -16,7 +16,7 @@ from observatory_storage.cli.options import AsJson, ConfigFile, DatabaseUrl, for
 from observatory_storage.cli.terminal import ASCII, Terminal, Terminals
 from observatory_storage.errors import InvalidFilterError
 from observatory_storage.models import LogRecord
-from observatory_storage.models.severity import level_of
+from observatory_storage.models.severity import Severity, level_of
 from observatory_storage.pool import StoragePool
 from observatory_storage.repositories.log import LogRepository
 from observatory_storage.repositories.log_filters import Level, LogFilters
@@ -49,7 +49,7 @@ def logs(
     level: Annotated[
         str | None,
         typer.Option(
-            metavar="LEVEL", help="Of this severity: a name (warn, error2), 1 to 24, or a range (info..warn)."
+            metavar="LEVEL", help="Of this severity: a name (warn, error2), 1 to 24, or a range (info..warn, warn..)."
         ),
     ] = None,
     min_level: Annotated[
@@ -227,7 +227,8 @@ def _attributes(texts: Sequence[str]) -> dict[str, Any]:
 
 def _level(text: str) -> Level:
     lowest, dots, highest = text.partition("..")
-    return (lowest, highest) if dots else lowest
+    # Open ends reach to the last there is.
+    return (lowest or Severity.TRACE, highest or Severity.FATAL4) if dots else lowest
 
 
 def _time(text: str | None, option: str) -> dt.datetime | None:

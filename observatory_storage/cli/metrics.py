@@ -160,7 +160,7 @@ def _print_list(out: Terminal, rows: Sequence[tuple[Metric, MetricActivity]]) ->
     projects = [out.text(metric.project) for metric, _ in rows]
     points = [formats.count(has.point_count) + ("" if has.is_exact else "+") for _, has in rows]
     columns = [
-        Column("NAME", [out.text(metric.name) for metric, _ in rows], flexible=True, minimum=20),
+        Column("NAME", [out.text(metric.name) for metric, _ in rows], flexible=True, minimum=20, first=True),
         Column("TYPE", [metric.metric_type.replace("_", " ") for metric, _ in rows], keep=9),
         Column("UNIT", [out.text(metric.unit or "", 16) for metric, _ in rows], keep=7),
         Column("SERIES", [formats.count(has.series_count) for _, has in rows], keep=5, right=True),

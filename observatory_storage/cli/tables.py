@@ -18,7 +18,8 @@ class Column:
     """A column with one cell a row.
 
     `keep` orders the columns' importance: those of the lowest value are left out first, and None never is.
-    A flexible column is cut, to `minimum` columns at most, before another one has to go.
+    A flexible column is cut, to `minimum` columns at most, before another one has to go; one that is `first` only when
+    the others are.
     """
 
     title: str
@@ -27,6 +28,7 @@ class Column:
     right: bool = False
     flexible: bool = False
     minimum: int = 12
+    first: bool = False
     styles: Sequence[str] = field(default_factory=tuple)
 
     @property
@@ -74,7 +76,8 @@ def widths_of(columns: Sequence[Column], width: int) -> list[int]:
         above = [n for n in cuttable if widths[n] > columns[n].smallest_width] or cuttable
         if not above:
             break
-        widths[max(above, key=lambda n: widths[n])] -= 1
+        others = [n for n in above if not columns[n].first]
+        widths[max(others or above, key=lambda n: widths[n])] -= 1
     return widths
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeVar, Unpack
 
 from sqlalchemy import Delete, Row
@@ -17,7 +16,6 @@ from observatory_storage.errors import (
     InvalidFilterError,
     NotFoundError,
     RejectedRowError,
-    translate_errors,
 )
 from observatory_storage.identity import resolve_trace_id
 from observatory_storage.models import LogRecord
@@ -25,7 +23,7 @@ from observatory_storage.models.rows import TraceIdValue
 from observatory_storage.models.severity import LEVELS, Severity, level_of
 from observatory_storage.repositories import log_statements as statements
 from observatory_storage.repositories.cursor import Page
-from observatory_storage.repositories.filters import check_time, count_problems, refusal
+from observatory_storage.repositories.filter_model import check_time, count_problems, refusal
 from observatory_storage.repositories.log_cursor import LogCursor, RankCursor
 from observatory_storage.repositories.log_filters import (
     Level,
@@ -339,16 +337,6 @@ class LogRepository(LogReader):
         # One that was deleted in between is left out.
         matches = (LogMatch(logs[ranked[1:3]], ranked.rank) for ranked in best if ranked[1:3] in logs)
         return Page(tuple(matches), best.next_cursor), reach.search
-
-    @contextmanager
-    def _batch(self) -> Iterator[Session]:
-        with translate_errors():
-            if isinstance(self._source, Session):
-                yield self._source
-            else:
-                with self._source.session() as session:
-                    yield session
-                    session.commit()
 
 
 def _run(session: Session, statement: Delete) -> int:

@@ -28,7 +28,7 @@ from sqlalchemy.orm import Session
 
 from observatory_storage.errors import InvalidFilterError, describe
 from observatory_storage.models.log import SEARCHED_CHARACTERS, LogRecord, search_vector
-from observatory_storage.repositories.filters import refusal
+from observatory_storage.repositories.filter_model import refusal
 
 _CONFIGURATION: Final[ColumnElement[Any]] = literal_column("'simple'")
 _ZERO: Final = literal_column("0", Integer)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, Final, TypeVar, Unpack
 
 from sqlalchemy import Row, Select
 from sqlalchemy.orm import Session
 
-from observatory_storage.errors import InvalidFilterError, NotFoundError, translate_errors
+from observatory_storage.errors import InvalidFilterError, NotFoundError
 from observatory_storage.models import Metric
 from observatory_storage.repositories import metric_figures, span_figures
 from observatory_storage.repositories import metric_statements as statements
 from observatory_storage.repositories.cursor import Page
-from observatory_storage.repositories.filters import check_limits, to_utc
+from observatory_storage.repositories.filter_model import check_limits, to_utc
 from observatory_storage.repositories.metric_activity import MetricActivity, activity_of
 from observatory_storage.repositories.metric_cursor import MetricCursor, PointCursor
 from observatory_storage.repositories.metric_deletion import (
@@ -279,16 +278,6 @@ class MetricRepository(Reader):
             counts = counts.plus(deleted)
             if after is None:
                 return counts
-
-    @contextmanager
-    def _batch(self) -> Iterator[Session]:
-        with translate_errors():
-            if isinstance(self._source, Session):
-                yield self._source
-            else:
-                with self._source.session() as session:
-                    yield session
-                    session.commit()
 
 
 _Rows = Sequence[Row[*tuple[Any, ...]]]

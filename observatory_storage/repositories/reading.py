@@ -40,7 +40,7 @@ class Reader:
 
     Either way the objects that leave are detached: they show what the statement read, whatever the caller's
     session holds, and are for reading only. Pending changes of a caller's session are flushed first where
-    it autoflushes. Nothing is ever committed.
+    it autoflushes. No read is ever committed.
 
     Each statement may run for `statement_timeout_seconds` (None: as long as the server allows); a stricter
     timeout of the caller's stays. On a caller's session what stood before is put back after each call. A
@@ -58,6 +58,17 @@ class Reader:
             raise ConfigurationError(f"statement_timeout_seconds is {timeout}; it may be 0.001 to 2000000, or None")
         self._source = session_or_pool
         self._timeout_seconds = timeout
+
+    @contextmanager
+    def _batch(self) -> Iterator[Session]:
+        """Give a session for a deletion: the caller's, who commits, or one that is committed at the end."""
+        with translate_errors():
+            if isinstance(self._source, Session):
+                yield self._source
+            else:
+                with self._source.session() as session:
+                    yield session
+                    session.commit()
 
     @contextmanager
     def _reading(self) -> Iterator[Session]:

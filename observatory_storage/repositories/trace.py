@@ -5,26 +5,19 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar, Unpack
 
 from sqlalchemy.orm import Session
 
-from observatory_storage.errors import NotFoundError, RejectedRowError, translate_errors
+from observatory_storage.errors import NotFoundError, RejectedRowError
 from observatory_storage.identity import resolve_span_id, resolve_trace_id
 from observatory_storage.models import Trace, TraceEvent, TraceSpan
 from observatory_storage.models.rows import SpanIdValue, TraceIdValue
 from observatory_storage.repositories import trace_statements as statements
 from observatory_storage.repositories.cursor import Page, SpanCursor, TraceCursor
-from observatory_storage.repositories.filters import (
-    PageOptions,
-    SearchOptions,
-    SpanFilters,
-    TraceFilters,
-    check_limits,
-    check_time,
-)
+from observatory_storage.repositories.filter_model import check_limits, check_time
+from observatory_storage.repositories.filters import PageOptions, SearchOptions, SpanFilters, TraceFilters
 from observatory_storage.repositories.reading import Reader
 from observatory_storage.repositories.results import (
     DeletedCounts,
@@ -209,16 +202,6 @@ class TraceRepository(Reader):
                 deleted, place = delete_batch(session, expired, place, batch_size)
             counts = counts.plus(deleted)
         return counts
-
-    @contextmanager
-    def _batch(self) -> Iterator[Session]:
-        with translate_errors():
-            if isinstance(self._source, Session):
-                yield self._source
-            else:
-                with self._source.session() as session:
-                    yield session
-                    session.commit()
 
 
 def _trace_key(trace_id: TraceIdValue) -> uuid.UUID:
