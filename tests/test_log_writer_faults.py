@@ -12,7 +12,7 @@ from observatory_storage.pool import StoragePool
 from observatory_storage.writers import LogWriter, WriteMethod, WriterConfig
 from tests.signals import LOG_TABLES, Row, assert_written_in_order, deadlocks, empty, make_logs, stored_rows, write_logs
 from tests.telemetry import NOW, count
-from tests.under_fire import IMPATIENT, in_processes, output_of, run_python, write_while_sessions_are_killed
+from tests.under_fire import IMPATIENT, in_processes, write_while_sessions_are_killed
 
 WRITE = """
 import datetime, json, random, sys
@@ -124,29 +124,3 @@ def test_a_request_that_found_the_buffer_full_is_repeated_as_it_was(pool: Storag
                 writer.write_logs(request)
         writer.write_logs(request)
     assert count(database_url, "logs") == len(request)
-
-
-def test_what_is_acknowledged_is_committed(pool: StoragePool, database_url: str) -> None:
-    with LogWriter(pool, WriterConfig(flush_interval_seconds=3_600)) as writer:
-        for number in range(1, 6):
-            writer.write_log({"timestamp": NOW, "body": f"{number}"})
-            assert count(database_url, "logs") == number - 1
-            writer.flush()
-            assert count(database_url, "logs") == number
-            assert writer.write_stats().logs_written == number
-
-
-def test_the_interpreters_end_writes_what_is_buffered(database_url: str) -> None:
-    code = (
-        "import sys\n"
-        "from observatory_storage.pool import StoragePool\n"
-        "from observatory_storage.writers import LogWriter, MetricWriter, WriterConfig\n"
-        "from tests.signals import make_logs, make_points\n"
-        "pool = StoragePool.from_url(sys.argv[1], min_connections=1, max_connections=3)\n"
-        "config = WriterConfig(flush_interval_seconds=3600)\n"
-        "logs, metrics = LogWriter(pool, config), MetricWriter(pool, config)\n"
-        "logs.write_logs(make_logs(7))\n"
-        "metrics.write_data_points(make_points(2, 3))\n"
-    )
-    assert output_of(run_python(code, database_url)) == ""
-    assert (count(database_url, "logs"), count(database_url, "metric_data_points")) == (7, 6)
