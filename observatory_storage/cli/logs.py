@@ -13,6 +13,7 @@ import typer
 
 from observatory_storage.cli import formats
 from observatory_storage.cli.options import AsJson, ConfigFile, DatabaseUrl, for_one_command, where
+from observatory_storage.cli.paging import read_pages
 from observatory_storage.cli.terminal import ASCII, Terminal, Terminals
 from observatory_storage.errors import InvalidFilterError
 from observatory_storage.models import LogRecord
@@ -22,7 +23,6 @@ from observatory_storage.repositories.log import LogRepository
 from observatory_storage.repositories.log_filters import Level, LogFilters
 from observatory_storage.repositories.log_results import LogMatch, SnippetStyle
 
-_PAGE: Final = 1000
 # A body is one line, and never a whole document.
 _LONGEST_LINE: Final = 2000
 _STYLES: Final[Mapping[str | None, str]] = {
@@ -115,7 +115,13 @@ def logs(
             _follow(out, repository, filters, limit, as_json=as_json)
             return
         style = _style(out, as_json=as_json) if snippets else None
-        found, next_cursor = _read(repository, filters, limit, ranked=ranked, style=style)
+        found, next_cursor = read_pages(
+            lambda page: repository.search_logs(
+                filters.model_copy(update=page), ranked=ranked, snippets=style or False, include_content=True
+            ),
+            filters.cursor,
+            limit,
+        )
     if as_json:
         out.print_json({"logs": [_as_json(match) for match in found], "next_cursor": next_cursor})
     elif not found:
@@ -186,22 +192,6 @@ def _as_json(match: LogMatch) -> dict[str, Any]:
     rank = {} if match.rank is None else {"rank": match.rank}
     snippet = {} if match.snippet is None else {"snippet": match.snippet}
     return {**formats.row(match.log), **rank, **snippet}
-
-
-def _read(
-    repository: LogRepository, filters: LogFilters, limit: int, *, ranked: bool, style: SnippetStyle | None
-) -> tuple[list[LogMatch], str | None]:
-    found: list[LogMatch] = []
-    cursor = filters.cursor
-    while len(found) < limit:
-        size = min(limit - len(found), _PAGE)
-        asked = filters.model_copy(update={"cursor": cursor, "limit": size})
-        page = repository.search_logs(asked, ranked=ranked, snippets=style or False, include_content=True)
-        found.extend(page)
-        cursor = page.next_cursor
-        if cursor is None:
-            break
-    return found, cursor
 
 
 def _style(out: Terminal, *, as_json: bool) -> SnippetStyle:

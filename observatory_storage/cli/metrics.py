@@ -13,6 +13,7 @@ from observatory_storage.cli import formats
 from observatory_storage.cli.metric_chart import print_chart
 from observatory_storage.cli.metric_reading import AGGREGATIONS, Asked, Reading, is_aggregation, query_of, read
 from observatory_storage.cli.options import AsJson, ConfigFile, DatabaseUrl, for_one_command, where
+from observatory_storage.cli.paging import read_pages
 from observatory_storage.cli.tables import Column, print_table
 from observatory_storage.cli.terminal import Terminal, Terminals
 from observatory_storage.errors import InvalidFilterError, NotFoundError
@@ -21,7 +22,6 @@ from observatory_storage.pool import StoragePool
 from observatory_storage.repositories import DataPointFilters, MetricFilters, MetricRepository
 from observatory_storage.repositories.metric_activity import MetricActivity
 
-_PAGE: Final = 1000
 _WINDOW: Final = dt.timedelta(hours=1)
 _LISTS: Final = "it is of the list of metrics: leave NAME out"
 _DRAWS: Final = "it is of one metric: give its NAME"
@@ -141,7 +141,9 @@ def metrics(
 def _list(out: Terminal, pool: StoragePool, filters: MetricFilters, limit: int, *, as_json: bool) -> None:
     with pool.session() as session:
         repository = MetricRepository(session)
-        found, next_cursor = _read(repository, filters, limit)
+        found, next_cursor = read_pages(
+            lambda page: repository.list(filters.model_copy(update=page)), filters.cursor, limit
+        )
         activity = repository.get_activity(
             [metric.id for metric in found], start=filters.timestamp_from, end=filters.timestamp_before
         )
@@ -170,19 +172,6 @@ def _print_list(out: Terminal, rows: Sequence[tuple[Metric, MetricActivity]]) ->
         Column("PROJECT", projects if len(set(projects)) > 1 else [""] * len(rows), keep=3, flexible=True),
     ]
     print_table(out, columns)
-
-
-def _read(repository: MetricRepository, filters: MetricFilters, limit: int) -> tuple[list[Metric], str | None]:
-    found: list[Metric] = []
-    cursor = filters.cursor
-    while len(found) < limit:
-        size = min(limit - len(found), _PAGE)
-        page = repository.list(filters.model_copy(update={"cursor": cursor, "limit": size}))
-        found.extend(page)
-        cursor = page.next_cursor
-        if cursor is None:
-            break
-    return found, cursor
 
 
 def _nothing(repository: MetricRepository, asked: Asked, reading: Reading) -> str:

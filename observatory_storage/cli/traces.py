@@ -10,6 +10,7 @@ import typer
 
 from observatory_storage.cli import formats
 from observatory_storage.cli.options import AsJson, ConfigFile, DatabaseUrl, for_one_command, where
+from observatory_storage.cli.paging import read_pages
 from observatory_storage.cli.tables import Column, print_table
 from observatory_storage.cli.terminal import Terminal, Terminals
 from observatory_storage.errors import InvalidFilterError
@@ -17,7 +18,6 @@ from observatory_storage.models import Trace
 from observatory_storage.pool import StoragePool
 from observatory_storage.repositories import TraceFilters, TraceRepository
 
-_PAGE: Final = 1000
 # Below this width the seconds and the year leave the start, so that the name keeps some room.
 _NARROW: Final = 100
 
@@ -63,7 +63,10 @@ def traces(
         raise typer.BadParameter("; ".join(error.problems)) from error
     settings = for_one_command(where(context, database_url, config).load())
     with StoragePool(settings) as pool:
-        found, next_cursor = _read(TraceRepository(pool), filters, limit)
+        repository = TraceRepository(pool)
+        found, next_cursor = read_pages(
+            lambda page: repository.list(filters.model_copy(update=page)), filters.cursor, limit
+        )
     out = Terminals.standard().out
     if as_json:
         out.print_json({"traces": [formats.row(trace) for trace in found], "next_cursor": next_cursor})
@@ -99,19 +102,6 @@ def print_traces(out: Terminal, found: Sequence[Trace]) -> None:
         Column("NAME", names, flexible=True, minimum=14, styles=["bold red" if bad else "" for bad in failed]),
     ]
     print_table(out, columns)
-
-
-def _read(repository: TraceRepository, filters: TraceFilters, limit: int) -> tuple[list[Trace], str | None]:
-    found: list[Trace] = []
-    cursor = filters.cursor
-    while len(found) < limit:
-        size = min(limit - len(found), _PAGE)
-        page = repository.list(filters.model_copy(update={"cursor": cursor, "limit": size}))
-        found.extend(page)
-        cursor = page.next_cursor
-        if cursor is None:
-            break
-    return found, cursor
 
 
 def _since(text: str | None) -> dt.datetime | None:
