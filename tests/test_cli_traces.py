@@ -15,7 +15,14 @@ from observatory_storage.writers import TraceWriter
 from tests.command_line import invoke, run
 from tests.otlp_requests import recorded
 
-NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
+# Set afresh for each test: a whole run takes longer than ages are told apart.
+NOW = dt.datetime.now(dt.UTC)
+
+
+@pytest.fixture(autouse=True)
+def _present() -> None:
+    global NOW
+    NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
 
 
 def store(pool: StoragePool, count: int = 5, **columns: Any) -> None:
