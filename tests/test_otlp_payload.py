@@ -56,7 +56,7 @@ def test_json(content_type: str | None, compressed: bool) -> None:
 
 
 @pytest.mark.parametrize("content_type", [PROTOBUF, JSON, None])
-@pytest.mark.parametrize("body", [b"", gzip.compress(b"")])
+@pytest.mark.parametrize("body", [b"", gzip.compress(b"")], ids=["nothing", "nothing, compressed"])
 def test_an_empty_body_has_no_spans(body: bytes, content_type: str | None) -> None:
     assert decode_traces(body, content_type).spans == []
 
@@ -94,6 +94,7 @@ def test_protobuf_sent_as_json() -> None:
         (gzip.compress(gzip.compress(CAPTURE)), "gzip inside gzip"),
         (b"\x10\x01", "none of the fields"),
     ],
+    ids=["HTML", "text", "zstd", "gzip in gzip", "another message"],
 )
 def test_other_bodies_are_named(body: bytes, words: str) -> None:
     assert words in refused(body)
