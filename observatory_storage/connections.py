@@ -39,6 +39,7 @@ _PATIENCE_SECONDS: Final = 0.5
 # psycopg_pool doubles its pauses between attempts until it gives up; the next call then starts afresh. With
 # its own five minutes, a server that was away for two is found again only after four.
 _RECONNECT_SECONDS: Final = 5.0
+_ATTEMPTS_IN_VAIN: Final = 2
 _NEAR_CAPACITY: Final = 0.8
 _LIMIT = """
 SELECT least(
@@ -147,18 +148,37 @@ class Connections:
             self._waiting.discard(caller)
 
     def _wait(self, pool: ConnectionPool[PooledConnection], deadline: float) -> PooledConnection:
+        in_vain = 0
         while True:
             remaining = deadline - time.monotonic()
-            patience = remaining if self._in_use(pool) else min(remaining, _PATIENCE_SECONDS)
+            # A full pool has to be waited for; one that may grow should do so soon.
+            patience = remaining if self._is_full(pool) else min(remaining, _PATIENCE_SECONDS)
             try:
                 return pool.getconn(patience)
             except PoolClosed as error:
-                raise StorageError("the pool is closed") from error
+                if self._closed or self._pool is pool:
+                    raise StorageError("the pool is closed") from error
+                pool = self._open()
             except PoolTimeout as error:
                 if time.monotonic() >= deadline:
                     raise self._timed_out(pool) from error
-                # None of ours is in use, so that it is the server who keeps us waiting: hear its reason.
+                # Perhaps it is the server who keeps us waiting: hear its reason.
                 connect(self._config).close()
+                in_vain += 1
+                if in_vain >= _ATTEMPTS_IN_VAIN and not self._is_full(pool):
+                    pool = self._replace(pool)
+
+    def _replace(self, broken: ConnectionPool[PooledConnection]) -> ConnectionPool[PooledConnection]:
+        """Give up a pool that neither gives connections nor makes new ones, though it could.
+
+        An interrupt (Ctrl-C) in the middle of its own steps leaves it so: it counts connections that nobody has.
+        """
+        with self._lock:
+            if self._pool is broken:
+                logger.warning("the pool of connections stands still, as after an interrupt: a new one takes its place")
+                self._pool = self._new_pool()
+        broken.close(timeout=0)
+        return self._open()
 
     def open(self) -> None:
         """Connect now, rather than with the first call; raises UnavailableError."""
@@ -253,8 +273,9 @@ class Connections:
         connections = [reference() for reference in list(self._live.values())]
         return sum(connection is not None and not connection.closed for connection in connections)
 
-    def _in_use(self, pool: ConnectionPool[PooledConnection]) -> bool:
-        return self._size() > pool.get_stats()["pool_available"]
+    def _is_full(self, pool: ConnectionPool[PooledConnection]) -> bool:
+        in_use = self._size() - pool.get_stats()["pool_available"]
+        return in_use >= self._config.pool.max_connections
 
     def _timed_out(self, pool: ConnectionPool[PooledConnection]) -> UnavailableError:
         seconds = self._config.pool.connect_timeout_seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import pickle
 import shutil
@@ -309,3 +310,27 @@ def test_a_pool_on_a_directory_brings_its_server_and_takes_it_along() -> None:
             with pytest.raises(psycopg.OperationalError):
                 psycopg.connect(url)
         shutil.rmtree(directory / "data")
+
+
+def test_a_pool_whose_connections_were_lost_by_interrupts_is_replaced(database_url: str) -> None:
+    with StoragePool.from_url(database_url, min_connections=1, max_connections=3, connect_timeout_seconds=10) as pool:
+        with pool.raw_connection() as held:
+            inner = pool._connections._pool
+            assert inner is not None
+            for _ in range(2):
+                # What an interrupt between its being given and its being taken leaves: counted, and nobody has it.
+                lost = inner.getconn()
+                lost._pool = None
+                lost.close()
+                del lost
+            gc.collect()
+            started = time.monotonic()
+            with pool.raw_connection() as connection:
+                assert connection.execute("SELECT 1").fetchone() == (1,)
+            assert time.monotonic() - started < 5
+            # What was lent before goes on, and is closed when it comes back.
+            assert held.execute("SELECT 2").fetchone() == (2,)
+        assert held.closed
+        assert pool.stats().size >= 1
+        with pool.raw_connection() as first, pool.raw_connection() as second, pool.raw_connection() as third:
+            assert len({id(first), id(second), id(third)}) == 3
