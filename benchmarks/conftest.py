@@ -1,78 +1,113 @@
-"""A server with the settings it comes with, a pool on it, and the tables that are printed at the end."""
+"""A server with the settings it comes with, databases and pools on it, and the figures that are printed at the end."""
 
 from __future__ import annotations
 
-import os
-import platform
+import datetime as dt
+import gc
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
+from benchmarks import figures
+from benchmarks.figures import Suite
+from benchmarks.machine import cores_apart, describe, facts
+from observatory_storage import migrations
+from observatory_storage.config import StorageConfig
 from observatory_storage.embedded import embedded_server
 from observatory_storage.pool import StoragePool
-from tests.servers import GIVEN_URL, database, private_directory
-
-_SETTINGS = ("shared_buffers", "fsync", "synchronous_commit", "full_page_writes", "wal_level", "max_wal_size")
+from tests.servers import GIVEN_URL, database, database_name, private_directory
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much a run does. Only a full or a quick run is long enough for its figures to be judged."""
+    """How much a run does. What is smaller than quick is a test that the suites run, and its figures mean nothing."""
 
+    name: str
     rows: int
     rounds: int
-    is_judged: bool
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the run is long enough for its figures to be judged."""
+        return self.name != "smoke"
+
+    def pick(self, smoke: int, quick: int, default: int, full: int | None = None) -> int:
+        """Return what a run of this size does."""
+        sizes = {"smoke": smoke, "quick": quick, "default": default, "full": default if full is None else full}
+        return sizes[self.name]
 
 
-_REPORT = pytest.StashKey[list[str]]()
+_FIGURES = pytest.StashKey[dict[str, dict[str, Any]]]()
+
+Report = Suite
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="fewer rows and rounds")
+    parser.addoption("--full", action="store_true", help="more rows, up to 5,000,000 spans, and more rounds")
+    parser.addoption("--figures", type=Path, metavar="FILE", help="write what was found as JSON")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_REPORT] = []
+    none: dict[str, dict[str, Any]] = {}
+    config.stash[_FIGURES] = none
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for line in config.stash[_REPORT]:
-        terminalreporter.write_line(line)
+    for data in config.stash[_FIGURES].values():
+        for line in figures.text_of(data):
+            terminalreporter.write_line(line)
+        terminalreporter.write_line(data["machine_line"])
 
 
-@dataclass(frozen=True)
-class Report:
-    """Lines that are printed after all tests."""
-
-    lines: list[str] = field(default_factory=list)
-
-    def add(self, title: str, *lines: str) -> None:
-        self.lines.extend(["", title, *lines])
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    path: Path | None = session.config.getoption("figures")
+    found = session.config.stash[_FIGURES]
+    if path is not None:
+        figures.write(path, found)
 
 
-@pytest.fixture(scope="session")
-def report(pytestconfig: pytest.Config) -> Report:
-    return Report(pytestconfig.stash[_REPORT])
+@pytest.fixture
+def report(request: pytest.FixtureRequest, machine: str, machine_facts: dict[str, Any], size: Size) -> Iterator[Suite]:
+    """What the suite finds, which is its file's name without `test_`."""
+    name = request.path.stem.removeprefix("test_")
+    suites = request.config.stash[_FIGURES]
+    data = suites.get(name, {})
+    suite = Suite(data)
+    data.setdefault("size", size.name)
+    data.setdefault("date", f"{dt.datetime.now(dt.UTC):%Y-%m-%d}")
+    data.setdefault("machine", machine_facts)
+    data["machine_line"] = machine
+    started = time.perf_counter()
+    yield suite
+    data["seconds"] = round(data.get("seconds", 0.0) + time.perf_counter() - started, 1)
+    if data["blocks"]:
+        suites[name] = data
 
 
 @pytest.fixture(scope="session")
 def size(pytestconfig: pytest.Config) -> Size:
     if not pytestconfig.getoption("benchmark_enable"):
-        return Size(rows=1_000, rounds=1, is_judged=False)
+        return Size("smoke", rows=1_000, rounds=1)
     if pytestconfig.getoption("quick"):
-        return Size(rows=10_000, rounds=7, is_judged=True)
-    return Size(rows=30_000, rounds=11, is_judged=True)
+        return Size("quick", rows=10_000, rounds=3)
+    if pytestconfig.getoption("full"):
+        return Size("full", rows=30_000, rounds=15)
+    return Size("default", rows=30_000, rounds=11)
 
 
 @pytest.fixture(scope="session")
 def url() -> Iterator[str]:
     """A database of its own: on the server of OBSERVATORY_TEST_DATABASE_URL, else on the wheel's.
 
-    Unlike the server of the tests it keeps the wheel's settings: commits are flushed to disk.
+    Unlike the server of the tests the wheel's keeps its settings, and commits are flushed to disk; but autovacuum is
+    off, which would fall on one way and not on another. Suites that read run VACUUM ANALYZE by themselves.
     """
     with ExitStack() as stack:
         if GIVEN_URL:
@@ -80,61 +115,53 @@ def url() -> Iterator[str]:
         else:
             directory = stack.enter_context(private_directory("bench"))
             server_url = stack.enter_context(embedded_server(directory / "data")).url
+            with psycopg.connect(server_url, autocommit=True) as connection:
+                connection.execute("ALTER SYSTEM SET autovacuum = off")
+                connection.execute("SELECT pg_reload_conf()")
         yield stack.enter_context(database(server_url))
 
 
 @pytest.fixture(scope="session")
-def pool(url: str) -> Iterator[StoragePool]:
-    """One connection: every way writes by the same session, on a core that this process leaves to it."""
-    with StoragePool.from_url(url, min_connections=1, max_connections=1) as pool:
-        pool.run_migrations()
-        with _cores_apart(_backend(pool)):
-            yield pool
+def template(url: str) -> Iterator[str]:
+    """The name of a database that is migrated to head and that nobody connects to."""
+    with database(url) as migrated:
+        migrations.upgrade(StorageConfig.from_url(migrated))
+        yield database_name(migrated)
 
 
-def _backend(pool: StoragePool) -> int:
-    with pool.raw_connection() as connection:
-        return connection.info.backend_pid
+@pytest.fixture(scope="module")
+def suite_url(url: str, template: str) -> Iterator[str]:
+    """A migrated database of the suite's own, on a server that may use every core."""
+    with database(url, template) as own:
+        yield own
 
 
-@contextmanager
-def _cores_apart(backend: int) -> Iterator[None]:
-    """Keep client and server on different cores, where this user may say so.
+@pytest.fixture(scope="module")
+def pool(suite_url: str) -> Iterator[StoragePool]:
+    """One connection to a database of the suite's own: every way writes by the same session.
 
-    They wake each other all the time, and a scheduler that likes to run the woken beside the waker puts both
-    on one core for whole seconds, at half the speed, while the other is idle.
+    Client and server are kept on cores of their own while the suite runs, where this user may say so.
     """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if len(cores) < 2:
-        yield
-        return
-    try:
-        os.sched_setaffinity(backend, set(cores[1:]))
-    except (PermissionError, ProcessLookupError):
-        # Another user's server, or one on another machine.
-        yield
-        return
-    os.sched_setaffinity(0, {cores[0]})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, set(cores))
+    with cores_apart(suite_url), StoragePool.from_url(suite_url, min_connections=1, max_connections=1) as pool:
+        yield pool
+
+
+@pytest.fixture
+def frozen() -> Iterator[None]:
+    """Let no way pay for the collector's walks over what was made before: it lives as long as the benchmark."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
-def machine(url: str, pool: StoragePool) -> str:
+def machine_facts(url: str) -> dict[str, Any]:
+    """What the figures depend on."""
+    return facts(url)
+
+
+@pytest.fixture
+def machine(machine_facts: dict[str, Any]) -> str:
     """What the figures depend on, in one line."""
-    with psycopg.connect(url) as connection:
-        settings = {name: connection.execute(f"SHOW {name}").fetchone() for name in _SETTINGS}
-        server = connection.info.parameter_status("server_version")
-    shown = ", ".join(f"{name} {value[0]}" for name, value in settings.items() if value is not None)
-    apart = (
-        ", client and server on cores of their own"
-        if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == 1
-        else ""
-    )
-    load = f"{apart}, load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return (
-        f"{os.cpu_count()} CPUs{load}, Python {platform.python_version()}, psycopg {version('psycopg')} "
-        f"({psycopg.pq.__impl__}), SQLAlchemy {version('SQLAlchemy')}, PostgreSQL {server}: {shown}"
-    )
+    return describe(machine_facts)

@@ -1,9 +1,10 @@
 """Spans as agents leave them, for benchmarks: seeded, skewed, of about 1.6 kB in the COPY stream.
 
-Shapes and shares follow recorded agent runs: of 20 spans one is the agent's, 13 call a model, 6 run a tool.
-Sixteen agents work at a time, and spans arrive as they end, as exporters send them: the root of a trace last. A
-model's popularity and a user's activity fall off as in real traffic; prompts are long, answers short, and lengths
-scatter by an order of magnitude.
+Shapes and shares follow recorded agent runs: of 20 spans one is the agent's, 13 call a model, 6 run a tool. Sixteen
+agents work at a time, and spans arrive as they end, as exporters send them: the root of a trace last. Lengths and the
+pauses between requests scatter as recorded ones do (`benchmarks.distributions`); models, users and their sessions are
+as unevenly popular as in real traffic. With `whole` each call of a model carries the whole conversation so far behind a
+long system prompt, as real agents send it; without, its latest message alone.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from decimal import Decimal
 from itertools import islice
 from typing import Any, Final
 
+from benchmarks.distributions import Distribution, Zipf, recorded
 from observatory_storage.identity import content_id
-from observatory_storage.models import ResourceRow, SpanRow
+from observatory_storage.models import EventRow, ResourceRow, SpanRow
 
 SPANS_PER_TRACE: Final = 20
 # Models with their share and their prices in millionths of a dollar for a thousand tokens.
@@ -39,20 +41,34 @@ _PROSE: Final = (
 # How many agents work at a time: so many traces are open at any moment.
 _AGENTS: Final = 16
 _USERS: Final = 2_000
+# Of four traces three go on in the session of the one before.
+_GOES_ON: Final = 0.75
 _TEXTS: Final = 400
+_POLICY: Final = "You are an airline agent. Follow the policy."
+# As long as the recorded runs' system prompt.
+_POLICY_CHARS: Final = 6_300
+# What rows of 1.6 kB take of a recorded length: characters of a prompt, an answer, a tool's arguments and its result.
+_PROMPT, _ANSWER, _NOTE, _RESULT = 640, 110, 180, 320
 
 
 class SpanSource:
-    """Makes spans, the same ones for one seed and day, as an OTLP decoder would."""
+    """Makes spans, the same ones for one seed and start, as an OTLP decoder would; with `events` some have an event."""
 
-    def __init__(self, seed: int = 1, day: dt.date | None = None) -> None:
+    def __init__(
+        self, seed: int = 1, start: dt.datetime | None = None, *, whole: bool = False, events: bool = False
+    ) -> None:
+        """Begin at `start`, which is today's midnight in UTC where it is left out."""
         self._dice = random.Random(seed)
+        self._whole = whole
+        self._events = events
+        self._recorded = recorded()
+        self._users = Zipf(_USERS)
         # All times lie in one day: one partition, as live traffic has.
-        date = day or dt.datetime.now(dt.UTC).date()
-        midnight = dt.datetime(date.year, date.month, date.day, tzinfo=dt.UTC)
+        begin = start or dt.datetime.now(dt.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
         self._resources = [_resource(name, host) for name in _SERVICES for host in range(3)]
         self._texts = [self._text() for _ in range(_TEXTS)]
-        self._arrivals = heapq.merge(*(self._agent(midnight) for _ in range(_AGENTS)), key=_end)
+        self._policy = self._texts[0][:_POLICY_CHARS] if whole else _POLICY
+        self._arrivals = heapq.merge(*(self._agent(begin) for _ in range(_AGENTS)), key=_end)
 
     def spans(self, count: int) -> list[SpanRow]:
         """Return the next spans, in the order in which they end."""
@@ -60,20 +76,28 @@ class SpanSource:
 
     def _agent(self, clock: dt.datetime) -> Iterator[SpanRow]:
         dice = self._dice
+        user, session, history = "", "", list[dict[str, str]]()
         while True:
-            clock += dt.timedelta(microseconds=int(dice.expovariate(1 / 200_000)) + 1)
+            clock += dt.timedelta(microseconds=int(self._recorded.gap_seconds.draw(dice) * 1e6) + 1)
             started = clock
             trace_id = dice.randbytes(16)
             root, *ids = (dice.randbytes(8) for _ in range(SPANS_PER_TRACE))
             resource = dice.choices(self._resources, range(len(self._resources), 0, -1))[0]
-            user = f"user_{int(dice.paretovariate(1.1)) % _USERS:05d}"
+            if not session or dice.random() > _GOES_ON:
+                user, session, history = f"user_{self._users.draw(dice):05d}", f"session_{trace_id.hex()[:12]}", []
+            history.append({"role": "user", "content": self._some(self._recorded.prompt_tokens, _PROMPT)})
             # Each span is made when it ends, so that spans lie in memory in the order in which they come.
             for place, span_id in enumerate(ids, 1):
                 operation = "chat" if place % 3 else "execute_tool"
                 ended = clock + dt.timedelta(microseconds=int(dice.lognormvariate(13.0, 0.8)) + 1)
-                yield self._span(operation, trace_id, span_id, root, resource, user, clock, ended)
+                row = self._span(operation, trace_id, span_id, root, resource, (user, session), clock, ended)
+                row.update(self._model_call(history) if operation == "chat" else self._step(operation))
+                history.append({"role": "tool" if operation == "execute_tool" else "assistant", "content": _said(row)})
+                yield row
                 clock = ended
-            yield self._span("invoke_agent", trace_id, root, None, resource, user, started, clock)
+            row = self._span("invoke_agent", trace_id, root, None, resource, (user, session), started, clock)
+            row.update(self._step("invoke_agent"))
+            yield row
 
     def _span(
         self,
@@ -82,7 +106,7 @@ class SpanSource:
         span_id: bytes,
         parent_id: bytes | None,
         resource: ResourceRow,
-        user: str,
+        who: tuple[str, str],
         start: dt.datetime,
         end: dt.datetime,
     ) -> SpanRow:
@@ -104,20 +128,23 @@ class SpanSource:
             "status": status,
             "flags": 256,
             "operation": operation,
-            "user_id": user,
-            "session_id": f"session_{trace_id.hex()[:12]}",
+            "user_id": who[0],
+            "session_id": who[1],
             "counts_usage": operation == "chat",
         }
         if status == "error":
             row["status_message"] = "Error code: 429 - rate limit reached for requests"
-        row.update(self._model_call() if operation == "chat" else self._step(operation))
+        if self._events and (status == "error" or self._dice.random() < 0.1):
+            row["events"] = [_event(end, status)]
         return row
 
-    def _model_call(self) -> SpanRow:
+    def _model_call(self, history: list[dict[str, str]]) -> SpanRow:
         dice = self._dice
         provider, model, response_model, _, price_in, price_out = dice.choices(_MODELS, [m[3] for m in _MODELS])[0]
-        prompt, answer = self._some(670), self._some(150)
-        tokens_in, tokens_out = len(prompt) // 4 + dice.randrange(400), len(answer) // 4 + 8
+        # What was said, before the answer of this call is added to it.
+        said = history[:] if self._whole else [{"role": "user", "content": self._prompt()}]
+        answer = self._some(self._recorded.answer_tokens, _ANSWER)
+        tokens_in, tokens_out = int(self._recorded.prompt_tokens.draw(dice)), len(answer) // 4 + 8
         return {
             "name": f"chat {model}",
             "provider": provider,
@@ -130,10 +157,7 @@ class SpanSource:
             "cost_usd": Decimal(tokens_in * price_in + tokens_out * price_out).scaleb(-9),
             "ttft_us": int(dice.lognormvariate(12.2, 0.5)),
             "finish_reason": "stop" if dice.random() < 0.7 else "tool_calls",
-            "input": [
-                {"role": "system", "content": "You are an airline agent. Follow the policy."},
-                {"role": "user", "content": prompt},
-            ],
+            "input": [{"role": "system", "content": self._policy}, *said],
             "output": [{"role": "assistant", "content": answer}],
             "attributes": {
                 "server.address": "api.example.com",
@@ -150,8 +174,13 @@ class SpanSource:
         tool = self._dice.choice(_TOOLS)
         return {
             "name": f"{operation} {tool}" if operation == "execute_tool" else "invoke_agent airline",
-            "input": {"arguments": {"reservation_id": self._dice.randbytes(3).hex(), "note": self._some(180)}},
-            "output": {"result": self._some(320)},
+            "input": {
+                "arguments": {
+                    "reservation_id": self._dice.randbytes(3).hex(),
+                    "note": self._some(self._recorded.message_chars, _NOTE),
+                }
+            },
+            "output": {"result": self._some(self._recorded.result_chars, _RESULT)},
             "attributes": {"gen_ai.tool.name": tool, "gen_ai.tool.call.id": f"call_{self._dice.randbytes(12).hex()}"},
         }
 
@@ -159,11 +188,27 @@ class SpanSource:
         text = " ".join(self._dice.choices(_PROSE.split(), k=2_000))
         return text.replace("flight", "flight «à bientôt»", 3) if self._dice.random() < 0.2 else text
 
-    def _some(self, median: int) -> str:
-        length = min(int(self._dice.lognormvariate(0, 0.6) * median) + 10, 6_000)
+    def _prompt(self) -> str:
+        return self._some(self._recorded.prompt_tokens, _PROMPT)
+
+    def _some(self, lengths: Distribution, median: int) -> str:
+        """Text that scatters in length as recorded text does, around a median of so many characters."""
+        length = min(int(lengths.draw(self._dice) / lengths.median * median) + 10, 6_000)
         text = self._dice.choice(self._texts)
         first = self._dice.randrange(max(1, len(text) - length))
         return text[first : first + length]
+
+
+def _event(time: dt.datetime, status: str) -> EventRow:
+    if status == "error":
+        return {"timestamp": time, "name": "exception", "attributes": {"exception.type": "openai.RateLimitError"}}
+    return {"timestamp": time, "name": "gen_ai.content.filtered", "attributes": {"filter": "none", "index": 0}}
+
+
+def _said(row: SpanRow) -> str:
+    """What a call or a tool adds to the conversation."""
+    output: Any = row["output"]
+    return str(output["result"] if isinstance(output, dict) else output[0]["content"])
 
 
 def _end(span: SpanRow) -> dt.datetime:
@@ -177,7 +222,7 @@ def bare(spans: list[SpanRow], project: str = "default") -> list[dict[str, Any]]
     ids = {id(span["resource"]): _resource_id(span["resource"], project) for span in spans}
     return [
         {
-            **{k: v for k, v in span.items() if k != "resource"},
+            **{k: v for k, v in span.items() if k not in ("resource", "events")},
             "project": project,
             "resource_id": ids[id(span["resource"])],
         }

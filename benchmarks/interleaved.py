@@ -58,15 +58,19 @@ class Timings:
 
     def ratio(self, name: str, base: str) -> float:
         """How many times as fast as `base`: the median over the rounds, each compared with its own."""
+        return statistics.median(self.ratios(name, base))
+
+    def ratios(self, name: str, base: str) -> list[float]:
+        """How many times as fast as `base`, in each round."""
         pairs = zip(self._seconds[base], self._seconds[name], strict=True)
-        return statistics.median(base_seconds / seconds for base_seconds, seconds in pairs)
+        return [base_seconds / seconds for base_seconds, seconds in pairs]
 
     def summary(self, bases: Mapping[str, str]) -> list[dict[str, Any]]:
         """One record a way: median, quartiles, extremes and the ratios to `bases` (label -> way), fastest first."""
         records = []
         for way in self._ways:
             rates = self.rates(way.name)
-            lower, median, upper = statistics.quantiles(rates, n=4) if len(rates) > 1 else (rates * 3)
+            lower, median, upper = quartiles(rates)
             records.append(
                 {
                     "way": way.name,
@@ -76,9 +80,26 @@ class Timings:
                     "quartiles": [round(lower), round(upper)],
                     "extremes": [round(min(rates)), round(max(rates))],
                     "ratios": {label: round(self.ratio(way.name, base), 3) for label, base in bases.items()},
+                    "ratio_quartiles": {
+                        label: [round(quartile, 3) for quartile in quartiles(self.ratios(way.name, base))[::2]]
+                        for label, base in bases.items()
+                    },
                 }
             )
         return sorted(records, key=lambda record: -record["rows_per_second"])
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return lower, median, upper
+
+
+def p95(values: Sequence[float]) -> float:
+    """The 95th percentile."""
+    return statistics.quantiles(values, n=20, method="inclusive")[-1] if len(values) > 1 else values[0]
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Final
 
 from benchmarks.conftest import Report, Size
 from benchmarks.data import SPANS_PER_TRACE, SpanSource
-from benchmarks.interleaved import Benchmark, Timings, Way
+from benchmarks.interleaved import Benchmark, Timings, Way, quartiles
 from benchmarks.spans import SpanWays
 from observatory_storage.models import SpanRow
 from observatory_storage.pool import StoragePool
@@ -20,24 +20,34 @@ SIZES: Final = (1, 10, 30, 60, 100, 200, 300, 1_000)
 def test_auto_crossover(pool: StoragePool, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
     tables = SpanWays(pool, 1_000)
     source = SpanSource(seed=2)
+    sizes = SIZES if size.is_judged else SIZES[-1:]
     spans = source.spans(max(SIZES) * 2)
     timings = Timings(
         [
             Way(f"{method} {rows}", batches * rows, _flushes(pool, method, spans, rows, batches), tables.empty)
-            for rows in SIZES
-            for batches in [max(2, min(40, len(spans) // rows))]
+            for rows in sizes
+            for batches in [max(2, min(size.pick(2, 5, 40), len(spans) // rows))]
             for method in (WriteMethod.INSERT, WriteMethod.COPY)
         ]
     )
     timings.run_round(keep=False)
     benchmark.pedantic(timings.run_round, rounds=size.rounds)
-    gains = {rows: timings.ratio(f"copy {rows}", f"insert {rows}") for rows in SIZES}
+    gains = {rows: timings.ratio(f"copy {rows}", f"insert {rows}") for rows in sizes}
     benchmark.extra_info.update(machine=machine, auto_copy_rows=AUTO_COPY_ROWS, copy_against_insert=gains)
-    lines = [f"{rows:>6,} spans a batch: COPY is {gain:.2f} x INSERT" for rows, gain in gains.items()]
-    report.add(f"auto_crossover: AUTO takes COPY from {AUTO_COPY_ROWS} spans on", *lines, machine)
-    if size.is_judged:
+    lines = [[f"{rows:,}", _spread(timings, rows)] for rows in sizes]
+    report.table(
+        f"Batches by COPY against the same by INSERT; AUTO takes COPY from {AUTO_COPY_ROWS} spans on",
+        ["spans a batch", "COPY × INSERT"],
+        lines,
+    )
+    if size.name in ("default", "full"):
         assert all(gain > 1 for rows, gain in gains.items() if rows >= AUTO_COPY_ROWS * 3), lines
         assert all(gain < 1 for rows, gain in gains.items() if rows <= AUTO_COPY_ROWS // 3), lines
+
+
+def _spread(timings: Timings, rows: int) -> str:
+    lower, median, upper = quartiles(timings.ratios(f"copy {rows}", f"insert {rows}"))
+    return f"{median:.2f} ({lower:.2f}–{upper:.2f})"
 
 
 def _flushes(

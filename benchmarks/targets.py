@@ -1,0 +1,91 @@
+"""What the project is meant to reach, and what each figure is judged by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound, from below or from above; `suite` measures it."""
+
+    key: str
+    suite: str
+    what: str
+    bound: float
+    is_least: bool
+    unit: str = ""
+
+    def is_met(self, value: float) -> bool:
+        return value >= self.bound if self.is_least else value <= self.bound
+
+    @property
+    def asked(self) -> str:
+        return f"{'≥' if self.is_least else '≤'} {self.bound:g}{self.unit}"
+
+    def line(self, value: float, note: str) -> str:
+        """The target with its measured value, for a terminal."""
+        met = "met" if self.is_met(value) else "NOT MET"
+        return (
+            f"target: {self.what}: {shown(value)}{self.unit}, asked {self.asked}: {met}{f' ({note})' if note else ''}"
+        )
+
+
+def shown(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _least(key: str, suite: str, what: str, bound: float, unit: str = "") -> Target:
+    return Target(key, suite, what, bound, True, unit)
+
+
+def _most(key: str, suite: str, what: str, bound: float, unit: str = "") -> Target:
+    return Target(key, suite, what, bound, False, unit)
+
+
+_OLD: Final = "p95 at the largest size against 50,000 spans: "
+
+TARGETS: Final = (
+    _least("copy_writer_spans", "copy_vs_insert", "CopyWriter, spans, 5,000 a batch, of the server limit", 0.92),
+    _least("copy_writer_logs", "log_ingest", "CopyWriter, logs, 5,000 a batch, of the server limit", 0.92),
+    _least(
+        "trace_writer_copy",
+        "copy_vs_insert",
+        "TraceWriter by COPY, rows to committed with summaries, exact under replay, of the limit",
+        0.80,
+    ),
+    _least("replay", "copy_vs_insert", "replay of everything, of the first delivery", 0.8),
+    _least("insert_against_values", "copy_vs_insert", "TraceWriter by INSERT against `insert().values()`", 15.0, " ×"),
+    _least(
+        "insert_against_executemany",
+        "copy_vs_insert",
+        "TraceWriter by INSERT against Core executemany, with ON CONFLICT",
+        1.2,
+        " ×",
+    ),
+    _least("otlp", "otlp_ingest", "OTLP bytes to committed, one process, of the limit on the same spans", 0.40),
+    _least("two_processes", "concurrent_writes", "two writer processes against one", 1.2, " ×"),
+    _least("ingest_when_large", "growth", "ingest at the largest size against empty", 0.9),
+    _most("newest_when_large", "growth", f"{_OLD}newest 50 traces with filters", 1.5, " ×"),
+    _most("one_trace_when_large", "growth", f"{_OLD}one trace with spans and events", 1.5, " ×"),
+    _most("name_search_when_large", "growth", f"{_OLD}text search in traces' names", 1.5, " ×"),
+    _most("text_search_when_large", "log_search", "text search in logs, p95 at 20 times as many records", 1.5, " ×"),
+    _most(
+        "one_trace",
+        "query_performance",
+        "one trace with 20 spans, against one primary-key SELECT on the same connection",
+        8.0,
+        " ×",
+    ),
+    _most("writer_memory", "growth", "growth of the writer's memory after the first 100,000 spans", 50.0, " MB"),
+    _most("import_time", "footprint", "import of the package against `import sqlalchemy.orm`", 2.0, " ×"),
+    _least(
+        "late_indexes",
+        "late_indexes",
+        "experiment: ingest with late indexes, of the limit of the same table without any index",
+        0.7,
+    ),
+)
+
+BY_KEY: Final = {target.key: target for target in TARGETS}

@@ -1,0 +1,186 @@
+"""What the project takes besides time on the write path: import, memory, and a single row's latency."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+import pytest
+from psycopg.types.json import Jsonb
+from sqlalchemy import insert
+
+from benchmarks.conftest import Report, Size
+from benchmarks.data import SpanSource
+from benchmarks.interleaved import Benchmark, quartiles
+from benchmarks.latency import Latencies, ms
+from benchmarks.spans import SpanWays
+from observatory_storage.identity import resolve_trace_id
+from observatory_storage.models import SpanRow, TraceSpan
+from observatory_storage.pool import StoragePool
+from observatory_storage.writers import TraceWriter, WriterConfig
+
+SQLALCHEMY: Final = "sqlalchemy.orm"
+IMPORTS: Final = ("sys", SQLALCHEMY, "psycopg", "pydantic", "observatory_storage", "observatory_storage.writers")
+# Prints how long an import took within the process, and what it left in memory (kB).
+_PROBE: Final = """
+import time, psutil
+own = psutil.Process()
+before, started = own.memory_info().rss, time.perf_counter()
+import {module}
+print(time.perf_counter() - started, own.memory_info().rss - before)
+"""
+# Writes the same rows by one way each, in a process of its own, and prints what they took beyond the rows.
+_WRITE: Final = """
+import gc, os, sys, threading, time, psutil
+from benchmarks.spans import SpanWays
+from observatory_storage.pool import StoragePool
+url, rows, way = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+with StoragePool.from_url(url, min_connections=1, max_connections=1) as pool:
+    ways = SpanWays(pool, rows)
+    run = {one.name: one for one in [ways.limit(), *ways.own(), *ways.by_sqlalchemy()]}[way]
+    run.prepare()
+    gc.collect()
+    own, peak, done = psutil.Process(), [0], threading.Event()
+    before = own.memory_info().rss
+    def watch():
+        while not done.wait(0.002):
+            peak[0] = max(peak[0], own.memory_info().rss - before)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run.run()
+    done.set()
+    watcher.join()
+    print(peak[0])
+    ways.close()
+"""
+
+
+def test_import_time(size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
+    seconds: dict[str, list[float]] = {name: [] for name in IMPORTS}
+    memory: dict[str, list[float]] = {name: [] for name in IMPORTS}
+
+    def run_round() -> None:
+        for name in IMPORTS:
+            output = subprocess.run(
+                [sys.executable, "-c", _PROBE.format(module=name)], capture_output=True, text=True, check=True
+            ).stdout.split()
+            seconds[name].append(float(output[0]))
+            memory[name].append(float(output[1]) / 1e6)
+
+    benchmark.pedantic(run_round, rounds=size.pick(1, 5, 15))
+    base = statistics.median(seconds[SQLALCHEMY])
+    rows = []
+    for name in IMPORTS[1:]:
+        lower, median, upper = quartiles(seconds[name])
+        rows.append(
+            [
+                f"`import {name}`",
+                f"{median / base:.2f}",
+                ms(median),
+                f"{ms(lower)}–{ms(upper)}",
+                f"{statistics.median(memory[name]):.1f}",
+            ]
+        )
+    report.table("Import, in a new process, ms", ["", "× sqlalchemy.orm", "median", "quartiles", "MB"], rows)
+    ratio = statistics.median(seconds["observatory_storage"]) / base
+    writers = statistics.median(seconds["observatory_storage.writers"]) / base
+    report.measure("import_time", ratio, f"with its writers {writers:.2f} ×")
+    report.slower(
+        f"`import observatory_storage.writers` takes {writers:.1f} × as long as `import sqlalchemy.orm`, "
+        "which it needs itself."
+    )
+
+
+@pytest.fixture
+def ways(pool: StoragePool) -> Iterator[SpanWays]:
+    made = SpanWays(pool, 100)
+    yield made
+    made.close()
+
+
+def test_memory_while_writing(suite_url: str, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
+    rows = size.pick(200, 10_000, 30_000)
+    names = ["server limit: encoded blob", "CopyWriter", "TraceWriter, COPY", "TraceWriter, INSERT"]
+    names.append("Core execute(insert(T), [dicts])")
+    taken: dict[str, list[float]] = {name: [] for name in names}
+
+    def run_round() -> None:
+        for name in names:
+            command = [sys.executable, "-c", _WRITE, suite_url, str(rows), name]
+            output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            taken[name].append(int(output) / 1e6)
+
+    benchmark.pedantic(run_round, rounds=size.pick(1, 1, 3))
+    report.table(
+        f"Memory beyond the rows themselves while {rows:,} spans are written, peak, MB",
+        ["", "median"],
+        [[name, f"{statistics.median(values):.1f}"] for name, values in taken.items()],
+    )
+    report.slower(
+        f"`TraceWriter` by COPY takes {statistics.median(taken['TraceWriter, COPY']):.0f} MB beyond its rows at the "
+        f"peak, Core executemany {statistics.median(taken['Core execute(insert(T), [dicts])']):.0f} MB."
+    )
+
+
+def test_single_row(ways: SpanWays, pool: StoragePool, size: Size, benchmark: Benchmark, report: Report) -> None:
+    spans = iter(SpanSource(seed=5).spans(20_000))
+    columns = list(ways.columns)
+    names, places = ", ".join(columns), ", ".join(["%s"] * len(columns))
+    statement = f"INSERT INTO trace_spans ({names}) VALUES ({places})".encode()
+
+    def values() -> dict[str, object]:
+        """Another span's values, as psycopg and SQLAlchemy take them."""
+        row: SpanRow = next(spans)
+        complete = dict(ways.complete[0])
+        return {**complete, "trace_id": resolve_trace_id(row["trace_id"]), "span_id": row["span_id"]}
+
+    def by_hand() -> None:
+        given = [Jsonb(value) if isinstance(value, (dict, list)) else value for value in values().values()]
+        with pool.raw_connection() as connection:
+            connection.execute(statement, given)
+            connection.commit()
+
+    def core() -> None:
+        with pool.session() as session:
+            session.connection().execute(insert(TraceSpan), [values()])
+            session.commit()
+
+    def orm() -> None:
+        given = {name: value.hex() if isinstance(value, bytes) else value for name, value in values().items()}
+        with pool.session() as session:
+            session.add(TraceSpan(**given))
+            session.commit()
+
+    with TraceWriter(pool, WriterConfig(flush_interval_seconds=60)) as writer:
+
+        def flushed() -> None:
+            writer.write_span(next(spans))
+            writer.flush()
+
+        def buffered() -> None:
+            writer.write_span(next(spans))
+
+        timings = Latencies(
+            {
+                "psycopg INSERT": by_hand,
+                "Core insert": core,
+                "ORM add": orm,
+                "TraceWriter, write_span and flush": flushed,
+                "TraceWriter, write_span alone": buffered,
+            }
+        )
+        benchmark.pedantic(lambda: timings.run(size.pick(2, 40, 300)), rounds=1)
+        writer.flush()
+    report.table(
+        "A single span to committed, ms (the last line returns before the commit, as callers do)",
+        ["", "× psycopg", "median", "quartiles", "p95"],
+        timings.rows("psycopg INSERT"),
+    )
+    ratio = timings.ratio("TraceWriter, write_span and flush", "psycopg INSERT")
+    report.slower(
+        f"One span flushed by itself takes {ratio:.1f} × a bare INSERT: five statements keep the summary of its trace "
+        "exact. Callers that do not flush wait for nothing."
+    )
