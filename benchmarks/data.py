@@ -48,7 +48,7 @@ _POLICY: Final = "You are an airline agent. Follow the policy."
 # As long as the recorded runs' system prompt.
 _POLICY_CHARS: Final = 6_300
 # What rows of 1.6 kB take of a recorded length: characters of a prompt, an answer, a tool's arguments and its result.
-_PROMPT, _ANSWER, _NOTE, _RESULT = 640, 110, 180, 320
+_PROMPT, _ANSWER, _NOTE, _RESULT = 730, 110, 180, 320
 
 
 class SpanSource:

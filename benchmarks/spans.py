@@ -29,13 +29,19 @@ class SpanWays(Ways):
     model: ClassVar[type[Base]] = TraceSpan
 
     def __init__(
-        self, pool: StoragePool, rows: int, *, spans: list[SpanRow] | None = None, outsiders: bool = False
+        self,
+        pool: StoragePool,
+        rows: int,
+        *,
+        spans: list[SpanRow] | None = None,
+        outsiders: bool = False,
+        blobs_only: bool = False,
     ) -> None:
         self.spans = SpanSource().spans(rows) if spans is None else spans
         rows_alone = bare(self.spans)
         # The baselines send neither more nor less than CopyWriter does.
         columns = SPANS.layout(frozenset().union(*rows_alone)).names
-        super().__init__(pool, rows_alone, columns, outsiders=outsiders)
+        super().__init__(pool, rows_alone, columns, outsiders=outsiders, blobs_only=blobs_only)
 
     def own(self) -> list[Way]:
         """The project's ways."""

@@ -87,10 +87,12 @@ class Template:
     """Spans with events and summaries, of which copies are made."""
 
     def __init__(self, pool: StoragePool, spans: int = TEMPLATE_SPANS) -> None:
-        self.rows: list[SpanRow] = SpanSource(seed=11, events=True).spans(spans)
-        # Whole traces alone, so that the copies' summaries say what their spans say.
-        complete = {row["trace_id"] for row in self.rows if row.get("parent_span_id") is None}
-        self.rows = [row for row in self.rows if row["trace_id"] in complete]
+        # Whole traces alone, so that the copies' summaries say what their spans say: those that end first.
+        source = SpanSource(seed=11, events=True).spans(spans + 1_000)
+        ended = [row["trace_id"] for row in source if row.get("parent_span_id") is None]
+        complete = frozenset(ended[: spans // SPANS_PER_TRACE])
+        self.rows: list[SpanRow] = [row for row in source if row["trace_id"] in complete]
+        assert len(self.rows) == spans
         self.trace_ids = sorted({int.from_bytes(_raw(row["trace_id"])) for row in self.rows})
         with pool.raw_connection() as connection:
             connection.execute(_EMPTY)
@@ -220,6 +222,3 @@ def _encoded(connection: psycopg.Connection[TupleRow], table: str, key: str, tim
 def _raw(value: object) -> bytes:
     assert isinstance(value, bytes)
     return value
-
-
-assert TEMPLATE_SPANS % SPANS_PER_TRACE == 0

@@ -61,8 +61,19 @@ class Ways(ABC):
     truncated: ClassVar[str]
     model: ClassVar[type[Base]]
 
-    def __init__(self, pool: StoragePool, bare: list[Row], columns: Sequence[str], *, outsiders: bool = False) -> None:
-        """Prepare `bare`, which are rows of the table alone; `outsiders` adds other programs and libraries."""
+    def __init__(
+        self,
+        pool: StoragePool,
+        bare: list[Row],
+        columns: Sequence[str],
+        *,
+        outsiders: bool = False,
+        blobs_only: bool = False,
+    ) -> None:
+        """Prepare `bare`, which are rows of the table alone.
+
+        `outsiders` adds other programs and libraries; `blobs_only` leaves SQLAlchemy and them out.
+        """
         self.pool = pool
         self.rows = len(bare)
         self.columns = columns
@@ -71,7 +82,7 @@ class Ways(ABC):
         self.empty()
         self._blobs = self.blobs_of(BATCH_ROWS)
         self.row_bytes = sum(len(piece) for blob in self._blobs for piece in blob) / self.rows
-        self.complete, self._types = self._stored_rows()
+        self.complete, self._types = ([], []) if blobs_only else self._stored_rows()
         self._instances: list[Base] = []
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self.psql: Psql | None = None

@@ -1,0 +1,342 @@
+"""The same work at 50,000, 500,000 and (`--full`) 5,000,000 stored spans, 250,000 a day.
+
+One store grows, a second one keeps the smallest size and a third is empty before each batch. Reads of the first take
+turns with the same reads of the second, and batches into the first with the same batches into the third, so that what
+is compared was measured in the same minute. At the smallest size the two stores are alike: its ratios are the noise.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pytest
+
+from benchmarks import progress
+from benchmarks.conftest import Report, Size
+from benchmarks.interleaved import Benchmark, Timings, Way, p95, quartiles
+from benchmarks.latency import Latencies, Operation, ms
+from benchmarks.machine import cores_apart
+from benchmarks.stored import Copy, Template, days_covered, write
+from benchmarks.test_query_performance import Store, reads
+from benchmarks.ways import checkpoint, pieces
+from observatory_storage.models import SpanRow
+from observatory_storage.pool import StoragePool
+from observatory_storage.repositories.filters import TraceFilters
+from observatory_storage.repositories.trace import TraceRepository
+from tests.servers import database
+
+NEWEST: Final = "newest"
+ONE_TRACE: Final = "one trace with spans and events"
+NAME: Final = "a word in names, frequent"
+NO_NAME: Final = "a word in names, of no trace"
+WRITER: Final = "TraceWriter, COPY"
+LIMIT: Final = "server limit"
+_EMPTY: Final = "TRUNCATE trace_spans, trace_events, traces, resources"
+# The rows of the rounds lie after those that are stored.
+_FORGET: Final = (
+    "DELETE FROM trace_events WHERE span_start_time >= %s",
+    "DELETE FROM trace_spans WHERE start_time >= %s",
+    "DELETE FROM traces WHERE start_time >= %s",
+)
+_SIZES: Final = (
+    "SELECT sum(pg_total_relation_size(relid)) / 1e9, count(*) FILTER (WHERE isleaf AND level > 0) "
+    "FROM (SELECT * FROM pg_partition_tree('trace_spans') UNION ALL SELECT * FROM pg_partition_tree('traces')) AS tree"
+)
+# Writes spans as an application does, hour after hour, and prints the megabytes it holds after every 50,000. Tables
+# are emptied in between: it is the writer that is looked at.
+_LONG_RUN: Final = """
+import gc, sys
+import psutil
+from benchmarks.stored import Template, write
+from observatory_storage.pool import StoragePool
+from observatory_storage.writers import TraceWriter, WriteMethod, WriterConfig
+url, total, step, spans = sys.argv[1], *map(int, sys.argv[2:])
+with StoragePool.from_url(url, min_connections=1, max_connections=2) as pool:
+    template = Template(pool, spans)
+    config = WriterConfig(method=WriteMethod.COPY, flush_interval_seconds=60)
+    with TraceWriter(pool, config) as writer:
+        written = place = 0
+        while written < total:
+            writer.write_spans(template.fresh(min(spans, step), place))
+            written, place = written + min(spans, step), place + 1
+            if written % step == 0:
+                writer.flush()
+                gc.collect()
+                print(written, psutil.Process().memory_info().rss / 1e6, flush=True)
+                with pool.raw_connection() as connection:
+                    connection.execute("TRUNCATE trace_spans, trace_events, traces")
+                    connection.commit()
+"""
+
+
+@dataclass
+class Stores:
+    """The growing store, the one that stays small, and the empty one."""
+
+    template: Template
+    large: StoragePool
+    small: StoragePool
+    empty: StoragePool
+    small_copies: Sequence[Copy]
+    large_copies: Sequence[Copy] = ()
+    stored: int = 0
+
+    def grow(self, spans: int) -> float:
+        """Fill the growing store up; return how many spans a second came in, indexes, summaries and vacuum and all."""
+        started = time.perf_counter()
+        copies = self.template.load(self.large, spans, already=self.stored)
+        self.large_copies = [*self.large_copies, *copies]
+        self.stored = len(self.large_copies) * len(self.template.rows)
+        return len(copies) * len(self.template.rows) / (time.perf_counter() - started)
+
+
+@pytest.fixture(scope="module")
+def sizes(size: Size) -> tuple[int, ...]:
+    if size.name == "smoke":
+        return (400, 800)
+    if size.name == "quick":
+        return (5_000, 25_000)
+    return (50_000, 500_000) if size.name == "default" else (50_000, 500_000, 5_000_000)
+
+
+@pytest.fixture(scope="module")
+def stores(suite_url: str, url: str, template: str, size: Size, sizes: tuple[int, ...]) -> Iterator[Stores]:
+    with ExitStack() as stack:
+        urls = [suite_url, stack.enter_context(database(url, template)), stack.enter_context(database(url, template))]
+        stack.enter_context(cores_apart(suite_url))
+        large, small, empty = (
+            stack.enter_context(StoragePool.from_url(one, min_connections=1, max_connections=1)) for one in urls
+        )
+        # Encoded in the small store, whose resources are those that the rows name.
+        spans = Template(small, size.pick(400, 5_000, 10_000))
+        write(empty, spans.rows)
+        yield Stores(spans, large, small, empty, spans.load(small, sizes[0]))
+
+
+def test_growth(
+    stores: Stores, sizes: tuple[int, ...], size: Size, benchmark: Benchmark, report: Report, machine: str
+) -> None:
+    stored: list[list[str]] = []
+    read: dict[int, Latencies] = {}
+    written: dict[int, Timings] = {}
+    reads_a_size = size.pick(2, 20, 100)
+
+    def work() -> None:
+        for spans in sizes:
+            progress.say(f"growth: loading up to {spans:,} spans")
+            rate = stores.grow(spans)
+            stored.append(_described(stores, rate))
+            progress.say(f"growth: reading at {spans:,} spans")
+            read[spans] = _reads(stores)
+            read[spans].run(reads_a_size)
+            progress.say(f"growth: writing at {spans:,} spans")
+            written[spans] = _writes(stores, size, spans)
+
+    benchmark.pedantic(work, rounds=1)
+    benchmark.extra_info.update(machine=machine)
+    report.table(
+        "What is stored",
+        ["spans", "days", "partitions", "GB with indexes", "loaded, spans/s"],
+        stored,
+        "Loaded as encoded blobs of spans, events and traces, with VACUUM ANALYZE and CHECKPOINT in the time; "
+        f"shared_buffers {report.data['machine']['settings']['shared_buffers']}.",
+    )
+    _report_writes(report, written)
+    _report_reads(report, read)
+
+
+def _report_writes(report: Report, written: dict[int, Timings]) -> None:
+    rows = []
+    for spans, timings in written.items():
+        cells = [f"{spans:,}"]
+        for way in (WRITER, LIMIT):
+            lower, median, upper = quartiles(timings.ratios(f"{way}, stored", f"{way}, empty"))
+            cells.append(f"{median:.2f} ({lower:.2f}–{upper:.2f})")
+        cells.append(f"{timings.ratio(f'{WRITER}, stored', f'{LIMIT}, stored'):.2f}")
+        cells += [f"{quartiles(timings.rates(f'{way}, stored'))[1]:,.0f}" for way in (WRITER, LIMIT)]
+        rows.append(cells)
+    report.table(
+        "Ingest against the same batches into empty tables",
+        ["spans stored", WRITER, LIMIT, "TraceWriter of the limit", "TraceWriter, spans/s", "limit, spans/s"],
+        rows,
+    )
+    largest = max(written)
+    ratio = written[largest].ratio(f"{WRITER}, stored", f"{WRITER}, empty")
+    report.measure("ingest_when_large", ratio, f"at {largest:,} spans")
+
+
+def _report_reads(report: Report, read: dict[int, Latencies]) -> None:
+    sizes = [*read]
+    names = [name.removesuffix(", large") for name in read[sizes[0]].seconds if name.endswith(", large")]
+    ratios = {
+        name: {spans: read[spans].p95_ratio(f"{name}, large", f"{name}, small") for spans in sizes} for name in names
+    }
+    report.table(
+        f"Reads: p95 against a store of {sizes[0]:,} spans, and in ms",
+        ["", *(f"× at {spans:,}" for spans in sizes), *(f"ms at {spans:,}" for spans in sizes)],
+        [
+            [
+                name,
+                *(f"{ratios[name][spans]:.2f}" for spans in sizes),
+                *(ms(p95(read[spans].seconds[f"{name}, large"])) for spans in sizes),
+            ]
+            for name in names
+        ],
+        f"At {sizes[0]:,} both stores are alike: that column is the noise.",
+    )
+    report.lines(
+        "growth_reads",
+        f"Reads: p95 against {sizes[0]:,} spans",
+        [f"{spans:,}" for spans in sizes],
+        {name: [round(ratios[name][spans], 3) for spans in sizes] for name in names},
+        x_title="spans stored",
+        logarithmic=True,
+    )
+    report.data.setdefault("records", {})["p95 ratios"] = {
+        name: {str(spans): round(ratio, 3) for spans, ratio in found.items()} for name, found in ratios.items()
+    }
+    largest = sizes[-1]
+    for key, chosen in (
+        ("newest_when_large", [name for name in names if name.startswith(NEWEST)]),
+        ("one_trace_when_large", [ONE_TRACE]),
+        ("name_search_when_large", [NAME, NO_NAME]),
+    ):
+        worst = max(chosen, key=lambda name: ratios[name][largest])
+        report.measure(key, ratios[worst][largest], f"at {largest:,} spans; the worst: {worst}")
+
+
+def test_memory_of_a_long_run(
+    suite_url: str, url: str, template: str, size: Size, benchmark: Benchmark, report: Report, machine: str
+) -> None:
+    total = size.pick(1_000, 200_000, 500_000, 5_000_000)
+    step = size.pick(400, 50_000, 50_000)
+    found: list[tuple[int, float]] = []
+
+    def run() -> None:
+        with database(url, template) as own:
+            command = [sys.executable, "-c", _LONG_RUN, own, str(total), str(step), str(size.pick(400, 5_000, 10_000))]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    spans, megabytes = line.split()
+                    found.append((int(spans), float(megabytes)))
+                    progress.say(f"growth: {int(spans):,} of {total:,} spans by one writer")
+            assert process.returncode == 0
+
+    benchmark.pedantic(run, rounds=1)
+    # What the first 100,000 took: caches of ids and statements, the allocator's arenas.
+    base = next((megabytes for spans, megabytes in found if spans >= 100_000), found[0][1])
+    after = [megabytes for spans, megabytes in found if spans >= min(100_000, found[-1][0])]
+    report.measure("writer_memory", max(after) - base, f"over {found[-1][0]:,} spans by one writer")
+    shown = found if len(found) <= 20 else found[:: len(found) // 20]
+    report.lines(
+        "growth_memory",
+        "Memory of the writer's process, MB",
+        [f"{spans // 1000}k" for spans, _ in shown],
+        {"resident": [round(megabytes, 1) for _, megabytes in shown]},
+        x_title="spans written",
+    )
+    report.table(
+        "Memory of a process that writes spans, MB",
+        ["", "MB"],
+        [
+            ["after 100,000 spans", f"{base:.0f}"],
+            ["most, afterwards", f"{max(after):.0f}"],
+            [f"after {found[-1][0]:,} spans", f"{found[-1][1]:.0f}"],
+        ],
+        "The rows that it writes again and again, about 40 MB, are part of it.",
+    )
+
+
+def _reads(stores: Stores) -> Latencies:
+    repositories = {"small": TraceRepository(stores.small), "large": TraceRepository(stores.large)}
+    copies = {"small": stores.small_copies, "large": stores.large_copies}
+    # The newest trace, and so the filters, are the same in both.
+    filters = reads(Store(stores.template, [*stores.small_copies], 0), repositories["small"])
+    operations: dict[str, Operation] = {}
+    for which, repository in repositories.items():
+        for name, chosen in filters.items():
+            operations[f"{name}, {which}"] = _list(repository, chosen)
+        operations[f"{ONE_TRACE}, {which}"] = _one(repository, stores.template, copies[which])
+        operations[f"{NAME}, {which}"] = _list(repository, TraceFilters(name="airline"))
+        operations[f"{NO_NAME}, {which}"] = _list(repository, TraceFilters(name="zeppelin"))
+    return Latencies(operations)
+
+
+def _list(repository: TraceRepository, filters: TraceFilters) -> Callable[[], object]:
+    return lambda: repository.list(filters)
+
+
+def _one(repository: TraceRepository, template: Template, copies: Sequence[Copy]) -> Callable[[], object]:
+    dice = random.Random(4)
+    return lambda: repository.get_trace_by_id(template.trace_id(copies, dice))
+
+
+def _writes(stores: Stores, size: Size, stored: int) -> Timings:
+    """Batches into the growing store, in turns with the same into the empty one."""
+    count = size.pick(100, 5_000, 10_000)
+    rows: list[SpanRow] = []
+    blobs: list[bytes] = []
+
+    def send(pool: StoragePool) -> None:
+        with pool.raw_connection() as connection:
+            names = ", ".join(stores.template.spans.columns)
+            statement = f"COPY trace_spans ({names}) FROM STDIN (FORMAT BINARY)".encode()
+            with connection.cursor() as cursor, cursor.copy(statement) as copy:
+                for piece in blobs:
+                    copy.write(piece)
+            connection.commit()
+
+    def settle() -> None:
+        with stores.large.raw_connection() as connection:
+            checkpoint(connection)
+
+    def empty() -> None:
+        with stores.empty.raw_connection() as connection:
+            connection.execute(_EMPTY)
+            connection.commit()
+            checkpoint(connection)
+
+    sent = len(stores.template.rows)
+    timings = Timings(
+        [
+            Way(f"{WRITER}, stored", count, lambda: write(stores.large, rows), settle),
+            Way(f"{WRITER}, empty", count, lambda: write(stores.empty, rows), empty),
+            Way(f"{LIMIT}, stored", sent, lambda: send(stores.large), settle),
+            Way(f"{LIMIT}, empty", sent, lambda: send(stores.empty), empty),
+        ]
+    )
+    # Numbers that no other size has, so that no row is there already.
+    first = stored // 100
+    for number in range(size.pick(1, 3, 7)):
+        rows[:] = stores.template.fresh(count, first + number)
+        later = Copy.number(first + number, 7, 0, int(23.2 * 3600e6))
+        blobs[:] = [*pieces(b"".join(stores.template.spans.stream([later])))]
+        timings.run_round()
+    with stores.large.raw_connection() as connection:
+        for statement in _FORGET:
+            connection.execute(statement.encode(), [min(row["start_time"] for row in rows)])
+        connection.commit()
+        connection.autocommit = True
+        connection.execute("VACUUM ANALYZE trace_spans")
+        connection.autocommit = False
+    return timings
+
+
+def _described(stores: Stores, rate: float) -> list[str]:
+    with stores.large.raw_connection() as connection:
+        found: Any = connection.execute(_SIZES).fetchone()
+    return [
+        f"{stores.stored:,}",
+        f"{days_covered(stores.stored):.1f}",
+        str(found[1] - 1),
+        f"{found[0]:.2f}",
+        f"{rate:,.0f}",
+    ]
