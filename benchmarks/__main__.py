@@ -2,7 +2,8 @@
 
 import sys
 
-from benchmarks.command import main
-
 if __name__ == "__main__":
+    # Not above: processes that a suite starts import this file first, and need none of it.
+    from benchmarks.command import main
+
     sys.exit(main())

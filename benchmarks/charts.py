@@ -1,4 +1,4 @@
-"""Charts of the report, as SVG files; needs pygal (extra `bench`)."""
+"""Charts of the report, as SVG files; needs matplotlib (extra `bench`)."""
 
 from __future__ import annotations
 
@@ -6,91 +6,68 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import pygal
-from pygal.style import Style
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 _COLORS: Final = (
     *("#2a6f97", "#e07a5f", "#3d8b5f", "#8d6a9f", "#b08900"),
     *("#5c677d", "#c0392b", "#16a085", "#7f8c8d", "#34495e"),
 )
-_STYLE: Final = Style(
-    background="#ffffff",
-    plot_background="#ffffff",
-    colors=(
-        "#2a6f97",
-        "#e07a5f",
-        "#3d8b5f",
-        "#8d6a9f",
-        "#b08900",
-        "#5c677d",
-        "#c0392b",
-        "#16a085",
-        "#7f8c8d",
-        "#34495e",
-    ),
-    font_family="sans-serif",
-    title_font_size=16,
-    label_font_size=12,
-    major_label_font_size=12,
-    value_font_size=11,
-    legend_font_size=12,
-)
-# No scripts and no tool tips: the file is looked at as a picture.
-_PLAIN: Final[Mapping[str, Any]] = {"js": [], "disable_xml_declaration": False, "style": _STYLE, "no_prefix": True}
+# Text stays text, and the same figures give the same file.
+_STYLE: Final[Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "observatory_storage",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titleweight": "bold",
+}
 
 
 def draw(chart: Mapping[str, Any], directory: Path) -> Path:
     """Draw a chart as `Suite.bars` and `Suite.lines` describe it; return its file."""
-    drawn = _bars(chart) if chart["kind"] == "bars" else _lines(chart)
-    path = directory / f"{chart['name']}.svg"
-    directory.mkdir(exist_ok=True)
-    path.write_bytes(drawn.render())
+    with mpl.rc_context(_STYLE):
+        height = 1.0 + 0.32 * len(chart["values"]) if chart["kind"] == "bars" else 4.2
+        figure = Figure(figsize=(8.4, height), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_title(chart["title"], loc="left")
+        if chart["kind"] == "bars":
+            _bars(axes, chart)
+        else:
+            _lines(axes, chart)
+        directory.mkdir(exist_ok=True)
+        path = directory / f"{chart['name']}.svg"
+        figure.savefig(path, metadata={"Date": None})
     return path
 
 
-def _bars(chart: Mapping[str, Any]) -> Any:
-    values = chart["values"]
-    drawn = pygal.HorizontalBar(
-        **_PLAIN,
-        title=chart["title"],
-        show_legend=False,
-        print_values=True,
-        print_values_position="top",
-        width=860,
-        height=90 + 34 * len(values),
-        truncate_label=-1,
-        margin_right=40,
-        value_formatter=lambda value: f"{value:.2f}",
-    )
-    # Drawn from below.
-    names = [*reversed(values)]
-    drawn.x_labels = names
-    drawn.add(
-        "",
-        [{"value": values[name][1], "ci": {"low": values[name][0], "high": values[name][2]}} for name in names],
-    )
-    return drawn
+def _bars(axes: Axes, chart: Mapping[str, Any]) -> None:
+    """Medians as bars, from the top; quartiles as whiskers."""
+    names = [*reversed(chart["values"])]
+    lower, median, upper = zip(*(chart["values"][name] for name in names), strict=True)
+    below = [max(0.0, middle - low) for low, middle in zip(lower, median, strict=True)]
+    above = [max(0.0, high - middle) for middle, high in zip(median, upper, strict=True)]
+    axes.barh(names, median, xerr=[below, above], color=_COLORS[0], ecolor="#333333", capsize=2, height=0.66)
+    for place, (value, high) in enumerate(zip(median, upper, strict=True)):
+        axes.annotate(f"{value:.2f}", (max(value, high), place), xytext=(5, 0), textcoords="offset points", va="center")
+    axes.set_xlim(0, 1.12 * max(upper))
+    axes.grid(axis="x", alpha=0.25)
+    axes.set_axisbelow(True)
 
 
-def _lines(chart: Mapping[str, Any]) -> Any:
-    drawn = pygal.Line(
-        **_PLAIN,
-        title=chart["title"],
-        x_title=chart["x_title"] or None,
-        logarithmic=chart["logarithmic"],
-        width=860,
-        height=420,
-        legend_at_bottom=True,
-        legend_at_bottom_columns=2,
-        truncate_legend=-1,
-        range=None if chart["logarithmic"] else (0, _top(chart)),
-        value_formatter=lambda value: f"{value:g}",
-    )
-    drawn.x_labels = chart["places"]
-    for name, values in chart["series"].items():
-        drawn.add(name, values)
-    return drawn
-
-
-def _top(chart: Mapping[str, Any]) -> float:
-    return 1.1 * max(float(value) for values in chart["series"].values() for value in values if value is not None)
+def _lines(axes: Axes, chart: Mapping[str, Any]) -> None:
+    series: Mapping[str, list[float | None]] = chart["series"]
+    for number, (name, values) in enumerate(series.items()):
+        shown = [float("nan") if value is None else value for value in values]
+        # Colours repeat after ten, so that the kind of line has to differ.
+        style = ("-", "--", ":")[number // len(_COLORS) % 3]
+        axes.plot(chart["places"], shown, style, marker="o", color=_COLORS[number % len(_COLORS)], label=name)
+    if chart["logarithmic"]:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel(chart["x_title"])
+    axes.grid(alpha=0.25)
+    if len(series) > 1:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from benchmarks import charts, figures, markdown, progress
+from benchmarks import figures, markdown, progress
 from benchmarks.targets import BY_KEY
 
 _HERE: Final = Path(__file__).parent
@@ -91,6 +91,9 @@ def run(names: Sequence[str], size: str) -> tuple[bool, dict[str, Any]]:
 
 def write_report(stored: Mapping[str, Any]) -> None:
     """Draw the charts of all suites and write REPORT.md."""
+    # Takes a second, which only those wait for who have something drawn.
+    from benchmarks import charts
+
     directory = _HERE / "charts"
     drawn = {chart["name"]: charts.draw(chart, directory) for suite in stored.values() for chart in suite["charts"]}
     REPORT.write_text(markdown.report(stored, drawn, _HERE))

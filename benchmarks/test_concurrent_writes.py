@@ -105,7 +105,7 @@ class Threads:
 
 @pytest.fixture
 def total(size: Size) -> int:
-    return size.pick(2 * BATCH, 4 * BATCH, 16 * BATCH)
+    return size.pick(200, 4 * BATCH, 16 * BATCH)
 
 
 @pytest.fixture

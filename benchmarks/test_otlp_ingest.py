@@ -48,7 +48,7 @@ def test_whole_conversations(
     pool: StoragePool, frozen: None, size: Size, benchmark: Benchmark, report: Report, machine: str
 ) -> None:
     """Each call with the whole conversation so far: recorded agent runs, where they are, else made ones."""
-    recorded = tau_runs()
+    recorded = tau_runs() if size.is_judged else None
     if recorded is not None:
         payloads, source = [recorded], "40 recorded agent runs"
     else:

@@ -18,7 +18,7 @@ from observatory_storage.pool import StoragePool
 
 KEPT: Final = "a connection that is kept"
 THREADS: Final = (1, 4, 16)
-_CONNECTIONS: Final = 8
+_CONNECTIONS: Final = 4
 
 
 def test_borrowing(suite_url: str, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
@@ -40,7 +40,7 @@ def test_borrowing(suite_url: str, size: Size, benchmark: Benchmark, report: Rep
 
 
 def test_contention(suite_url: str, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
-    calls = size.pick(20, 400, 3_000)
+    calls = size.pick(16, 400, 3_000)
     with ExitStack() as stack:
         operations = {name: run for name, run in _ways(suite_url, stack).items() if name not in (KEPT, _DIRECT)}
         timings = Timings(

@@ -1,0 +1,127 @@
+"""Every suite runs, at a size whose figures mean nothing; the report is made of what suites found."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from benchmarks import charts, command, figures, markdown
+from benchmarks.distributions import QUANTILES, Distribution, Zipf, recorded
+from benchmarks.figures import Suite
+from benchmarks.targets import TARGETS
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def suite() -> Suite:
+    """Figures of a suite, as one is left by a run."""
+    facts = {
+        "cpus": 2,
+        "cpu": "a CPU",
+        "memory_gb": 24,
+        "system": "Linux x86_64",
+        "postgresql": "18.6",
+        "python": "3.13.0",
+        "libpq": "binary",
+        "libraries": {"psycopg": "3.3.9", "asyncpg": None},
+        "psql": None,
+        "settings": {"fsync": "on"},
+        "file_system": "ext4",
+    }
+    found = Suite({"size": "quick", "date": "2026-01-31", "machine": facts, "machine_line": "2 CPUs", "seconds": 1.0})
+    found.table("Rows", ["", "of the limit"], [["CopyWriter", "0.93 (0.91–0.95)"]], "A note.")
+    found.add("Some text", "first line", "second line")
+    found.bars("rows", "Part of the limit", {"CopyWriter": (0.91, 0.93, 0.95), "limit": (1.0, 1.0, 1.0)})
+    found.lines("sizes", "By size", ["1", "10"], {"COPY": [1.0, 2.0], "INSERT": [0.5, None]})
+    found.measure("copy_writer_spans", 0.93)
+    found.measure("replay", 0.5, "a note")
+    found.slower("It is slower at this.")
+    return found
+
+
+def test_every_suite_runs_and_says_what_it_found(server_url: str, tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--smoke", "--json", str(path)],
+        cwd=ROOT,
+        env={**os.environ, "OBSERVATORY_TEST_DATABASE_URL": server_url},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    suites = json.loads(path.read_text())["suites"]
+    assert sorted(suites) == command.suites()
+    for name, found in suites.items():
+        assert f"== {name}" in done.stdout
+        assert found["blocks"], name
+    measured = {key for found in suites.values() for key in found["measures"]}
+    assert measured == {target.key for target in TARGETS}
+
+
+def test_the_report_names_machine_targets_tables_charts_and_what_is_slower(suite: Suite, tmp_path: Path) -> None:
+    drawn = {chart["name"]: charts.draw(chart, tmp_path / "charts") for chart in suite.data["charts"]}
+    text = markdown.report({"copy_vs_insert": suite.data}, drawn, tmp_path)
+    assert "| CopyWriter, spans, 5,000 a batch, of the server limit | ≥ 0.92 | 0.93 | met |  |" in text
+    assert "| replay of everything, of the first delivery | ≥ 0.8 | 0.50 | **not met** | a note |" in text
+    assert "| not measured | suite `growth` |" in text
+    assert "2 CPUs (a CPU), 24 GB" in text
+    assert "no psql on this machine" in text
+    assert "| CopyWriter | 0.93 (0.91–0.95) |" in text
+    assert "- It is slower at this." in text
+    assert "![Part of the limit](charts/rows.svg)" in text
+    for path in drawn.values():
+        assert ElementTree.fromstring(path.read_bytes()).tag.endswith("svg")
+        assert b"<script" not in path.read_bytes()
+
+
+def test_figures_of_one_run_join_those_of_others(suite: Suite, tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    assert figures.read(path) == {}
+    figures.write(path, {"copy_vs_insert": suite.data})
+    figures.write(path, figures.read(path) | {"growth": suite.data})
+    assert [*figures.read(path)] == ["copy_vs_insert", "growth"]
+
+
+def test_missed_targets_are_named(suite: Suite) -> None:
+    assert command.missed_targets({"copy_vs_insert": suite.data}) == ["replay"]
+
+
+def test_an_unknown_suite_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["copy_vs_inserts"])
+    assert "no suite copy_vs_inserts; there are auto_crossover, " in capsys.readouterr().err
+
+
+def test_the_report_in_the_tree_is_made_of_the_figures_in_the_tree() -> None:
+    stored = figures.read(figures.STORE)
+    directory = figures.STORE.parent / "charts"
+    drawn = {
+        chart["name"]: directory / f"{chart['name']}.svg" for found in stored.values() for chart in found["charts"]
+    }
+    assert all(path.exists() for path in drawn.values())
+    assert command.REPORT.read_text() == markdown.report(stored, drawn, figures.STORE.parent)
+
+
+def test_sizes_without_recordings_are_like_those_with_them() -> None:
+    dice = random.Random(1)
+    for name, values in QUANTILES.items():
+        own, found = Distribution(values), getattr(recorded(), name)
+        assert own.median == pytest.approx(found.median, rel=0.02), name
+        assert own.mean == pytest.approx(found.mean, rel=0.2), name
+        assert own.values[0] <= own.draw(dice) <= own.values[-1]
+
+
+def test_a_few_users_have_most_of_the_traffic() -> None:
+    zipf, dice = Zipf(2_000), random.Random(1)
+    drawn = [zipf.draw(dice) for _ in range(5_000)]
+    assert sum(place < 20 for place in drawn) > len(drawn) * 0.35
+    assert len(set(drawn)) > 500
