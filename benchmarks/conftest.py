@@ -94,7 +94,7 @@ def report(request: pytest.FixtureRequest, machine: str, machine_facts: dict[str
 @pytest.fixture(scope="session")
 def size(pytestconfig: pytest.Config) -> Size:
     if not pytestconfig.getoption("benchmark_enable"):
-        return Size("smoke", rows=1_000, rounds=1)
+        return Size("smoke", rows=200, rounds=1)
     if pytestconfig.getoption("quick"):
         return Size("quick", rows=10_000, rounds=3)
     if pytestconfig.getoption("full"):
@@ -146,11 +146,9 @@ def pool(suite_url: str) -> Iterator[StoragePool]:
         yield pool
 
 
-@pytest.fixture
-def frozen() -> Iterator[None]:
-    """Let no way pay for the collector's walks over what was made before: it lives as long as the benchmark."""
-    gc.collect()
-    gc.freeze()
+@pytest.fixture(autouse=True)
+def thawed() -> Iterator[None]:
+    """Give what a test froze back to the collector."""
     yield
     gc.unfreeze()
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.interleaved import p95, quartiles
+from benchmarks.interleaved import freeze, p95, quartiles
 
 Operation = Callable[[], object]
 
@@ -25,7 +25,7 @@ class Latencies:
     def run(self, rounds: int, *, warm_up: int = 3) -> None:
         """Call each operation once a round, in another order each time; the collector waits."""
         names = [*self._operations]
-        gc.collect()
+        freeze()
         gc.disable()
         try:
             for number in range(warm_up + rounds):

@@ -51,8 +51,9 @@ class Writer:
 
 
 def serve(url: str, place: int, rows: int, line: Line) -> None:
-    """A process: make the rows, say so, then write as told, until there is nothing to write."""
+    """A process: make the rows when told, say so, then write as told, until there is nothing to write."""
     with StoragePool.from_url(url, min_connections=1, max_connections=2) as pool:
+        line.recv()
         writer = Writer(pool, place, rows)
         line.send("ready")
         while (told := line.recv()) is not None:
@@ -73,8 +74,10 @@ class Processes:
             process.start()
             self._lines.append(ours)
             self._processes.append(process)
+        for line in self._lines:
             # One after the other: rows are made in tables that all of them write to.
-            assert ours.recv() == "ready"
+            line.send("make")
+            assert line.recv() == "ready"
 
     def write(self, way: str, writers: int, rows: int) -> None:
         for line in self._lines[:writers]:

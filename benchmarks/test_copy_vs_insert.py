@@ -36,9 +36,7 @@ def test_every_way_stores_every_row(span_ways: SpanWays) -> None:
         assert span_ways.stored() == way.rows, way.name
 
 
-def test_copy_vs_insert(
-    span_ways: SpanWays, frozen: None, size: Size, benchmark: Benchmark, report: Report, machine: str
-) -> None:
+def test_copy_vs_insert(span_ways: SpanWays, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
     timings = Timings(all_ways(span_ways))
     # What pytest-benchmark times is a round of all ways; the figures of each are in its extra_info.
     benchmark.pedantic(timings.run_round, rounds=size.rounds)

@@ -129,7 +129,7 @@ def test_memory_while_writing(suite_url: str, size: Size, benchmark: Benchmark, 
 
 
 def test_single_row(ways: SpanWays, pool: StoragePool, size: Size, benchmark: Benchmark, report: Report) -> None:
-    spans = iter(SpanSource(seed=5).spans(20_000))
+    spans = iter(SpanSource(seed=5).spans(size.pick(50, 500, 2_000)))
     columns = list(ways.columns)
     names, places = ", ".join(columns), ", ".join(["%s"] * len(columns))
     statement = f"INSERT INTO trace_spans ({names}) VALUES ({places})".encode()

@@ -49,7 +49,7 @@ def pools(suite_url: str, url: str, template: str) -> Iterator[dict[str, Storage
 
 
 def test_late_indexes(
-    pools: dict[str, StoragePool], frozen: None, size: Size, benchmark: Benchmark, report: Report, machine: str
+    pools: dict[str, StoragePool], size: Size, benchmark: Benchmark, report: Report, machine: str
 ) -> None:
     made = {name: SpanWays(pool, size.rows, blobs_only=True) for name, pool in pools.items()}
     for name in (KEY, NONE):

@@ -21,9 +21,7 @@ def log_ways(pool: StoragePool, size: Size) -> Iterator[LogWays]:
     made.close()
 
 
-def test_log_ingest(
-    log_ways: LogWays, frozen: None, size: Size, benchmark: Benchmark, report: Report, machine: str
-) -> None:
+def test_log_ingest(log_ways: LogWays, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
     by_sqlalchemy = [way for way in log_ways.by_sqlalchemy() if way.name in (ways.EXECUTEMANY, ways.ADD_ALL)]
     timings = Timings([log_ways.limit(), *log_ways.own(), *log_ways.by_hand(), *by_sqlalchemy])
     timings.run_round(keep=False)

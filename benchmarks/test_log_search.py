@@ -18,7 +18,7 @@ import pytest
 
 from benchmarks import logs
 from benchmarks.conftest import Report, Size
-from benchmarks.interleaved import Benchmark, p95
+from benchmarks.interleaved import Benchmark, freeze, p95
 from observatory_storage.pool import StoragePool
 from observatory_storage.repositories.log import LogRepository
 from observatory_storage.repositories.log_filters import LogFilters
@@ -105,6 +105,7 @@ def test_log_search(
                 if keep:
                     seconds[name, of].append(time.perf_counter() - started)
 
+    freeze()
     for _ in range(size.pick(1, 3, 3)):
         run_round(keep=False)
     benchmark.pedantic(run_round, rounds=scale.rounds)

@@ -23,9 +23,7 @@ TO_COMMITTED: Final = "OTLP bytes to committed"
 DECODE: Final = "decode_traces alone"
 
 
-def test_otlp_ingest(
-    pool: StoragePool, frozen: None, size: Size, benchmark: Benchmark, report: Report, machine: str
-) -> None:
+def test_otlp_ingest(pool: StoragePool, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
     payloads = [*requests(SpanSource(seed=8).spans(size.rows))]
     timings, made = _timings(pool, payloads, size.rows)
     timings.run_round(keep=False)
@@ -44,9 +42,7 @@ def test_otlp_ingest(
     made.close()
 
 
-def test_whole_conversations(
-    pool: StoragePool, frozen: None, size: Size, benchmark: Benchmark, report: Report, machine: str
-) -> None:
+def test_whole_conversations(pool: StoragePool, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
     """Each call with the whole conversation so far: recorded agent runs, where they are, else made ones."""
     recorded = tau_runs() if size.is_judged else None
     if recorded is not None:

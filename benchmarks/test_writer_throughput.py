@@ -28,9 +28,7 @@ def made(pool: StoragePool, size: Size) -> Iterator[SpanWays]:
     made.close()
 
 
-def test_sizes_of_batches(
-    made: SpanWays, frozen: None, size: Size, benchmark: Benchmark, report: Report, machine: str
-) -> None:
+def test_sizes_of_batches(made: SpanWays, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
     batches = BATCHES if size.is_judged else BATCHES[:1]
     timings = Timings(
         [
@@ -79,9 +77,7 @@ def test_sizes_of_batches(
     )
 
 
-def test_sizes_of_rows(
-    pool: StoragePool, frozen: None, size: Size, benchmark: Benchmark, report: Report, machine: str
-) -> None:
+def test_sizes_of_rows(pool: StoragePool, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
     count = size.pick(200, 2_000, 10_000)
     kinds: dict[str, list[SpanRow]] = {
         "without content": [_without_content(row) for row in SpanSource(seed=4).spans(count)],
@@ -109,7 +105,7 @@ def test_sizes_of_rows(
 
 
 def test_what_callers_hand_over(
-    made: SpanWays, pool: StoragePool, frozen: None, size: Size, benchmark: Benchmark, report: Report, machine: str
+    made: SpanWays, pool: StoragePool, size: Size, benchmark: Benchmark, report: Report, machine: str
 ) -> None:
     rows = size.pick(100, 2_000, 10_000)
     spans = made.spans[:rows]
