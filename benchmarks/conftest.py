@@ -103,7 +103,7 @@ def size(pytestconfig: pytest.Config) -> Size:
 
 
 @pytest.fixture(scope="session")
-def url() -> Iterator[str]:
+def server_url() -> Iterator[str]:
     """A database of its own: on the server of OBSERVATORY_TEST_DATABASE_URL, else on the wheel's.
 
     Unlike the server of the tests the wheel's keeps its settings, and commits are flushed to disk; but autovacuum is
@@ -122,27 +122,27 @@ def url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def template(url: str) -> Iterator[str]:
+def template(server_url: str) -> Iterator[str]:
     """The name of a database that is migrated to head and that nobody connects to."""
-    with database(url) as migrated:
+    with database(server_url) as migrated:
         migrations.upgrade(StorageConfig.from_url(migrated))
         yield database_name(migrated)
 
 
 @pytest.fixture(scope="module")
-def suite_url(url: str, template: str) -> Iterator[str]:
+def url(server_url: str, template: str) -> Iterator[str]:
     """A migrated database of the suite's own, on a server that may use every core."""
-    with database(url, template) as own:
+    with database(server_url, template) as own:
         yield own
 
 
 @pytest.fixture(scope="module")
-def pool(suite_url: str) -> Iterator[StoragePool]:
+def pool(url: str) -> Iterator[StoragePool]:
     """One connection to a database of the suite's own: every way writes by the same session.
 
     Client and server are kept on cores of their own while the suite runs, where this user may say so.
     """
-    with cores_apart(suite_url), StoragePool.from_url(suite_url, min_connections=1, max_connections=1) as pool:
+    with cores_apart(url), StoragePool.from_url(url, min_connections=1, max_connections=1) as pool:
         yield pool
 
 
@@ -154,9 +154,9 @@ def thawed() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def machine_facts(url: str) -> dict[str, Any]:
+def machine_facts(server_url: str) -> dict[str, Any]:
     """What the figures depend on."""
-    return facts(url)
+    return facts(server_url)
 
 
 @pytest.fixture

@@ -123,13 +123,13 @@ def shares(total: int, counts: tuple[int, ...]) -> list[int]:
 
 
 @pytest.fixture
-def wide_pool(suite_url: str) -> Iterator[StoragePool]:
-    with StoragePool.from_url(suite_url, min_connections=1, max_connections=34) as pool:
+def wide_pool(url: str) -> Iterator[StoragePool]:
+    with StoragePool.from_url(url, min_connections=1, max_connections=34) as pool:
         yield pool
 
 
 def test_concurrent_writes(
-    suite_url: str,
+    url: str,
     wide_pool: StoragePool,
     total: int,
     counts: tuple[int, ...],
@@ -146,7 +146,7 @@ def test_concurrent_writes(
             checkpoint(connection)
 
     with ExitStack() as stack:
-        processes = Processes(suite_url, shares)
+        processes = Processes(url, shares)
         stack.callback(processes.close)
         threads = Threads(wide_pool, shares)
 

@@ -102,7 +102,7 @@ def ways(pool: StoragePool) -> Iterator[SpanWays]:
     made.close()
 
 
-def test_memory_while_writing(suite_url: str, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
+def test_memory_while_writing(url: str, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
     rows = size.pick(200, 10_000, 30_000)
     names = ["server limit: encoded blob", "CopyWriter", "TraceWriter, COPY", "TraceWriter, INSERT"]
     names.append("Core execute(insert(T), [dicts])")
@@ -112,7 +112,7 @@ def test_memory_while_writing(suite_url: str, size: Size, benchmark: Benchmark, 
 
     def run_round() -> None:
         for name in names:
-            command = [sys.executable, "-c", _WRITE, suite_url, str(rows), name]
+            command = [sys.executable, "-c", _WRITE, url, str(rows), name]
             output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
             taken[name].append(int(output) / 1e6)
 

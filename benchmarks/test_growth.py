@@ -107,10 +107,10 @@ def sizes(size: Size) -> tuple[int, ...]:
 
 
 @pytest.fixture(scope="module")
-def stores(suite_url: str, url: str, template: str, size: Size, sizes: tuple[int, ...]) -> Iterator[Stores]:
+def stores(url: str, template: str, size: Size, sizes: tuple[int, ...]) -> Iterator[Stores]:
     with ExitStack() as stack:
-        urls = [suite_url, stack.enter_context(database(url, template)), stack.enter_context(database(url, template))]
-        stack.enter_context(cores_apart(suite_url))
+        urls = [url, stack.enter_context(database(url, template)), stack.enter_context(database(url, template))]
+        stack.enter_context(cores_apart(url))
         large, small, empty = (
             stack.enter_context(StoragePool.from_url(one, min_connections=1, max_connections=1)) for one in urls
         )
@@ -213,7 +213,7 @@ def _report_reads(report: Report, read: dict[int, Latencies]) -> None:
 
 
 def test_memory_of_a_long_run(
-    suite_url: str, url: str, template: str, size: Size, benchmark: Benchmark, report: Report, machine: str
+    url: str, template: str, size: Size, benchmark: Benchmark, report: Report, machine: str
 ) -> None:
     total = size.pick(1_000, 200_000, 500_000, 5_000_000)
     step = size.pick(400, 50_000, 50_000)

@@ -38,10 +38,10 @@ _DEFINITION: Final = "SELECT pg_get_indexdef(%s::regclass)"
 
 
 @pytest.fixture
-def pools(suite_url: str, url: str, template: str) -> Iterator[dict[str, StoragePool]]:
+def pools(url: str, template: str) -> Iterator[dict[str, StoragePool]]:
     with ExitStack() as stack:
-        urls = {ALL: suite_url, **{name: stack.enter_context(database(url, template)) for name in (KEY, NONE)}}
-        stack.enter_context(cores_apart(suite_url))
+        urls = {ALL: url, **{name: stack.enter_context(database(url, template)) for name in (KEY, NONE)}}
+        stack.enter_context(cores_apart(url))
         yield {
             name: stack.enter_context(StoragePool.from_url(one, min_connections=1, max_connections=1))
             for name, one in urls.items()

@@ -114,13 +114,13 @@ class ByHand:
 
 
 @pytest.fixture
-def wide_pool(suite_url: str) -> Iterator[StoragePool]:
-    with StoragePool.from_url(suite_url, min_connections=THREADS, max_connections=3 * THREADS) as pool:
+def wide_pool(url: str) -> Iterator[StoragePool]:
+    with StoragePool.from_url(url, min_connections=THREADS, max_connections=3 * THREADS) as pool:
         yield pool
 
 
 def test_mixed_workload(
-    suite_url: str, wide_pool: StoragePool, size: Size, benchmark: Benchmark, report: Report, machine: str
+    url: str, wide_pool: StoragePool, size: Size, benchmark: Benchmark, report: Report, machine: str
 ) -> None:
     template = Template(wide_pool, size.pick(400, 2_000, 10_000))
     copies = template.load(wide_pool, size.pick(400, 10_000, 50_000))
@@ -128,7 +128,7 @@ def test_mixed_workload(
     news = itertools.count()
     with ExitStack() as stack:
         bare = stack.enter_context(
-            ConnectionPool(suite_url, min_size=THREADS, max_size=3 * THREADS, check=ConnectionPool.check_connection)
+            ConnectionPool(url, min_size=THREADS, max_size=3 * THREADS, check=ConnectionPool.check_connection)
         )
         writer = stack.enter_context(TraceWriter(wide_pool, WriterConfig(flush_interval_seconds=60)))
         sides: dict[str, Side] = {PROJECT: Ours(wide_pool, writer), BY_HAND: ByHand(bare)}

@@ -21,9 +21,9 @@ THREADS: Final = (1, 4, 16)
 _CONNECTIONS: Final = 4
 
 
-def test_borrowing(suite_url: str, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
+def test_borrowing(url: str, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
     with ExitStack() as stack:
-        operations = _ways(suite_url, stack)
+        operations = _ways(url, stack)
         timings = Latencies(operations)
         benchmark.pedantic(lambda: timings.run(size.pick(2, 100, 500)), rounds=1)
         benchmark.extra_info.update(machine=machine, pools=timings.records())
@@ -39,10 +39,10 @@ def test_borrowing(suite_url: str, size: Size, benchmark: Benchmark, report: Rep
         )
 
 
-def test_contention(suite_url: str, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
+def test_contention(url: str, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
     calls = size.pick(16, 400, 3_000)
     with ExitStack() as stack:
-        operations = {name: run for name, run in _ways(suite_url, stack).items() if name not in (KEPT, _DIRECT)}
+        operations = {name: run for name, run in _ways(url, stack).items() if name not in (KEPT, _DIRECT)}
         timings = Timings(
             [
                 Way(f"{name}, {threads}", calls, _by_threads(run, threads, calls), lambda: None)
