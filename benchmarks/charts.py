@@ -65,6 +65,9 @@ def _lines(axes: Axes, chart: Mapping[str, Any]) -> None:
         axes.plot(chart["places"], shown, style, marker="o", color=_COLORS[number % len(_COLORS)], label=name)
     if chart["logarithmic"]:
         axes.set_yscale("log")
+        known = [value for values in series.values() for value in values if value]
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}" if max(known) < 10 * min(known) else "")
     else:
         axes.set_ylim(bottom=0)
     axes.set_xlabel(chart["x_title"])
