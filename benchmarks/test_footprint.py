@@ -73,7 +73,7 @@ def test_import_time(size: Size, benchmark: Benchmark, report: Report, machine: 
             seconds[name].append(float(output[0]))
             memory[name].append(float(output[1]) / 1e6)
 
-    benchmark.pedantic(run_round, rounds=size.pick(1, 5, 15))
+    benchmark.pedantic(run_round, rounds=size.pick(1, 3, 9))
     base = statistics.median(seconds[SQLALCHEMY])
     rows = []
     for name in imports:

@@ -136,7 +136,7 @@ def test_mixed_workload(
         def run_round() -> None:
             for mix, share in MIXES.items():
                 for name, side in sides.items():
-                    fresh = _traces(template, size.pick(4, 40, 300), next(news))
+                    fresh = _traces(template, size.pick(4, 40, 200), next(news))
                     _run(side, share, template, [*copies], fresh, found.setdefault((name, mix), Found()))
 
         benchmark.pedantic(run_round, rounds=size.pick(1, 2, 5))

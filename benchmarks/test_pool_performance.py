@@ -40,7 +40,7 @@ def test_borrowing(url: str, size: Size, benchmark: Benchmark, report: Report, m
 
 
 def test_contention(url: str, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
-    calls = size.pick(16, 400, 3_000)
+    calls = size.pick(16, 200, 1_500)
     with ExitStack() as stack:
         operations = {name: run for name, run in _ways(url, stack).items() if name not in (KEPT, _DIRECT)}
         timings = Timings(
