@@ -17,6 +17,7 @@ import pytest
 from benchmarks import figures
 from benchmarks.figures import Suite
 from benchmarks.machine import cores_apart, describe, facts
+from benchmarks.ways import CHECKPOINTS
 from observatory_storage import migrations
 from observatory_storage.config import StorageConfig
 from observatory_storage.embedded import embedded_server
@@ -55,6 +56,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("quick"):
+        CHECKPOINTS.least_seconds = 4.0
     none: dict[str, dict[str, Any]] = {}
     config.stash[_FIGURES] = none
 
@@ -64,13 +67,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         for line in figures.text_of(data):
             terminalreporter.write_line(line)
         terminalreporter.write_line(data["machine_line"])
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    path: Path | None = session.config.getoption("figures")
-    found = session.config.stash[_FIGURES]
-    if path is not None:
-        figures.write(path, found)
 
 
 @pytest.fixture
@@ -89,6 +85,10 @@ def report(request: pytest.FixtureRequest, machine: str, machine_facts: dict[str
     data["seconds"] = round(data.get("seconds", 0.0) + time.perf_counter() - started, 1)
     if data["blocks"]:
         suites[name] = data
+    # At once, so that a run that is stopped has not been in vain.
+    path: Path | None = request.config.getoption("figures")
+    if path is not None:
+        figures.write(path, suites)
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +96,7 @@ def size(pytestconfig: pytest.Config) -> Size:
     if not pytestconfig.getoption("benchmark_enable"):
         return Size("smoke", rows=200, rounds=1)
     if pytestconfig.getoption("quick"):
-        return Size("quick", rows=10_000, rounds=3)
+        return Size("quick", rows=8_000, rounds=3)
     if pytestconfig.getoption("full"):
         return Size("full", rows=30_000, rounds=15)
     return Size("default", rows=30_000, rounds=9)

@@ -26,7 +26,7 @@ def test_auto_crossover(pool: StoragePool, size: Size, benchmark: Benchmark, rep
         [
             Way(f"{method} {rows}", batches * rows, _flushes(pool, method, spans, rows, batches), tables.empty)
             for rows in sizes
-            for batches in [max(2, min(size.pick(2, 5, 40), len(spans) // rows))]
+            for batches in [max(2, min(size.pick(2, 4, 40), len(spans) // rows))]
             for method in (WriteMethod.INSERT, WriteMethod.COPY)
         ]
     )

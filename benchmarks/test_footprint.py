@@ -106,7 +106,7 @@ def ways(pool: StoragePool) -> Iterator[SpanWays]:
 
 
 def test_memory_while_writing(url: str, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
-    rows = size.pick(200, 10_000, 30_000)
+    rows = size.pick(200, 5_000, 30_000)
     names = ["server limit: encoded blob", "CopyWriter", "TraceWriter, COPY", "TraceWriter, INSERT"]
     names.append("Core execute(insert(T), [dicts])")
     if not size.is_judged:
