@@ -315,7 +315,7 @@ class Ways(ABC):
 
 @dataclass
 class Checkpoints:
-    """How often the server is settled: before each timed run, but in quick runs, where it would take most of the time."""
+    """How often the server is settled: before each timed run, but for quick runs, of which it would be most."""
 
     least_seconds: float = 0.0
     latest: float = 0.0
