@@ -209,13 +209,13 @@ def _report_reads(report: Report, read: dict[int, Latencies]) -> None:
         ("name_search_when_large", [NAME, NO_NAME]),
     ):
         worst = max(chosen, key=lambda name: ratios[name][largest])
-        report.measure(key, ratios[worst][largest], f"at {largest:,} spans; the worst: {worst}")
+        report.measure(key, ratios[worst][largest], f"at {largest:,} spans against {sizes[0]:,}; the worst: {worst}")
 
 
 def test_memory_of_a_long_run(
     url: str, template: str, size: Size, benchmark: Benchmark, report: Report, machine: str
 ) -> None:
-    total = size.pick(1_000, 200_000, 500_000, 5_000_000)
+    total = size.pick(1_000, 150_000, 500_000, 5_000_000)
     step = size.pick(400, 50_000, 50_000)
     found: list[tuple[int, float]] = []
 
