@@ -82,7 +82,7 @@ TARGETS: Final = (
     _most(
         "import_time",
         "footprint",
-        "import of the package with all its names against `import sqlalchemy.orm`",
+        "import of the package against `import sqlalchemy.orm`",
         2.0,
         " ×",
     ),

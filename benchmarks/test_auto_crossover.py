@@ -20,7 +20,7 @@ SIZES: Final = (1, 10, 30, 60, 100, 200, 300, 1_000)
 def test_auto_crossover(pool: StoragePool, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
     tables = SpanWays(pool, 1_000)
     source = SpanSource(seed=2)
-    sizes = SIZES if size.is_judged else SIZES[-1:]
+    sizes = {"smoke": SIZES[-1:], "quick": SIZES[::2]}.get(size.name, SIZES)
     spans = source.spans(max(SIZES) * 2)
     timings = Timings(
         [

@@ -68,7 +68,7 @@ SEARCHES: Final[Mapping[str, Search]] = {
 @pytest.fixture(scope="module")
 def scale(size: Size) -> Scale:
     return Scale(
-        size.pick(3, 20, 20), size.pick(200, 2_000, 20_000, 50_000), size.pick(50, 500, 5_000), size.pick(1, 10, 30)
+        size.pick(3, 20, 20), size.pick(200, 1_000, 20_000, 50_000), size.pick(50, 500, 5_000), size.pick(1, 5, 30)
     )
 
 

@@ -42,7 +42,7 @@ def test_sizes_of_batches(made: SpanWays, size: Size, benchmark: Benchmark, repo
         ]
     )
     timings.run_round(keep=False)
-    benchmark.pedantic(timings.run_round, rounds=max(1, size.rounds // 2))
+    benchmark.pedantic(timings.run_round, rounds=size.pick(1, 2, 5))
     benchmark.extra_info.update(machine=machine)
     largest = f"limit, {batches[-1]}"
     rows_of_table = [
@@ -91,7 +91,7 @@ def test_sizes_of_rows(pool: StoragePool, size: Size, benchmark: Benchmark, repo
         own = [way for way in made.own() if way.name in (TRACE_WRITER_COPY, TRACE_WRITER_INSERT, ways.COPY_WRITER)]
         timings = Timings([made.limit(), *own])
         timings.run_round(keep=False)
-        for _ in range(max(1, size.rounds // 2)):
+        for _ in range(size.pick(1, 2, 5)):
             timings.run_round()
         cells = [_spread(timings, way.name, ways.LIMIT) for way in own]
         rows.append([f"{name}, {made.row_bytes:,.0f} bytes", *cells, f"{quartiles(timings.rates(ways.LIMIT))[1]:,.0f}"])
@@ -149,7 +149,7 @@ def test_what_callers_hand_over(
         ]
     )
     timings.run_round(keep=False)
-    benchmark.pedantic(timings.run_round, rounds=max(1, size.rounds // 2))
+    benchmark.pedantic(timings.run_round, rounds=size.pick(1, 2, 5))
     records = timings.summary({"× mappings": "write_spans(mappings)"})
     benchmark.extra_info.update(machine=machine, ways=records)
     report.ways("What callers hand over (made beforehand)", records)
