@@ -99,7 +99,7 @@ def size(pytestconfig: pytest.Config) -> Size:
         return Size("quick", rows=5_000, rounds=3)
     if pytestconfig.getoption("full"):
         return Size("full", rows=30_000, rounds=15)
-    return Size("default", rows=30_000, rounds=9)
+    return Size("default", rows=30_000, rounds=7)
 
 
 @pytest.fixture(scope="session")

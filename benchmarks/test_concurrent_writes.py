@@ -162,7 +162,7 @@ def test_concurrent_writes(
             ]
         )
         timings.run_round(keep=False)
-        benchmark.pedantic(timings.run_round, rounds=size.pick(1, 2, 7))
+        benchmark.pedantic(timings.run_round, rounds=size.pick(1, 2, 5))
         empty()
     benchmark.extra_info.update(machine=machine)
     kinds = ("processes", "threads")

@@ -56,7 +56,7 @@ def test_late_indexes(
         _drop_indexes(pools[name], and_key=name == NONE)
     timings = Timings([way for name, one in made.items() for way in _ways(name, one)])
     timings.run_round(keep=False)
-    benchmark.pedantic(timings.run_round, rounds=size.pick(1, 2, 9))
+    benchmark.pedantic(timings.run_round, rounds=size.pick(1, 2, 5, 9))
     records = timings.summary({"of the limit without index": BASE})
     benchmark.extra_info.update(machine=machine, ways=records)
     report.ways("Ingest by the indexes of trace_spans; those of traces are there in all", records)
@@ -81,7 +81,7 @@ def _ways(name: str, made: SpanWays) -> list[Way]:
 
 
 def _report_reads(pools: dict[str, StoragePool], size: Size, report: Report) -> None:
-    spans = size.pick(400, 10_000, SPANS_A_DAY)
+    spans = size.pick(400, 10_000, 100_000, SPANS_A_DAY)
     template = Template(pools[ALL], size.pick(400, 5_000, 10_000))
     copies = template.load(pools[ALL], spans)
     template.load(pools[KEY], spans)
