@@ -29,6 +29,7 @@ _TITLES: Final = {
 
 def report(suites: Mapping[str, Any], charts: Mapping[str, Path], root: Path) -> str:
     """Return the report's text; `charts` are the drawn ones by name."""
+    suites = dict(sorted(suites.items()))
     lines = [
         "# Benchmarks: what was measured",
         "",

@@ -51,7 +51,7 @@ def pools(url: str, template: str) -> Iterator[dict[str, StoragePool]]:
 def test_late_indexes(
     pools: dict[str, StoragePool], size: Size, benchmark: Benchmark, report: Report, machine: str
 ) -> None:
-    made = {name: SpanWays(pool, size.rows, blobs_only=True) for name, pool in pools.items()}
+    made = {name: SpanWays(pool, size.pick(200, 5_000, 20_000), blobs_only=True) for name, pool in pools.items()}
     for name in (KEY, NONE):
         _drop_indexes(pools[name], and_key=name == NONE)
     timings = Timings([way for name, one in made.items() for way in _ways(name, one)])
@@ -127,7 +127,7 @@ def _reads(pools: dict[str, StoragePool], template: Template, copies: list[Copy]
             f"one trace with spans and events, {name}": _one(repository, template, copies, dice),
         }
     timings = Latencies(operations)
-    timings.run(size.pick(2, 10, 40))
+    timings.run(size.pick(2, 10, 20))
     return timings
 
 
