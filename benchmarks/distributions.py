@@ -21,8 +21,9 @@ from observatory_storage.otlp import decode_traces
 
 _ROOT: Final = Path(__file__).parent.parent
 
-# Quantiles at 0, 5, … 95 %, and a last one with which the mean is that of the recording. Requests: 19,366 conversations with a production service (Azure, Splitwise); characters
-# of messages and spans: 40 recorded agent runs (tau-bench).
+# Quantiles at 0, 5, … 95 %, and a last value with which the mean is that of the recording. Requests: 19,366 of
+# conversations with a production service (Azure, Splitwise); characters of messages and spans: 40 recorded agent runs
+# (tau-bench).
 # fmt: off
 QUANTILES: Final[Mapping[str, Sequence[float]]] = {
     "prompt_tokens": (
