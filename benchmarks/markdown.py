@@ -84,7 +84,7 @@ def _targets(suites: Mapping[str, Any]) -> Iterator[str]:
         if found is None:
             yield from _row([target.what, target.asked, "–", "not measured", f"suite `{target.suite}`"])
             continue
-        met = "met" if target.is_met(found["value"]) else "**not met**"
+        met = target.verdict(found["value"], partial=found["partial"]).replace("NOT MET", "**not met**")
         yield from _row([target.what, target.asked, f"{shown(found['value'])}{target.unit}", met, found["note"]])
     yield ""
 

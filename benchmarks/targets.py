@@ -24,9 +24,13 @@ class Target:
     def asked(self) -> str:
         return f"{'≥' if self.is_least else '≤'} {self.bound:g}{self.unit}"
 
-    def line(self, value: float, note: str) -> str:
+    def verdict(self, value: float, *, partial: bool) -> str:
+        """Whether it is met; where less was measured than asked, only so far."""
+        return f"{'met' if self.is_met(value) else 'NOT MET'}{' so far' if partial else ''}"
+
+    def line(self, value: float, note: str, *, partial: bool) -> str:
         """The target with its measured value, for a terminal."""
-        met = "met" if self.is_met(value) else "NOT MET"
+        met = self.verdict(value, partial=partial)
         return (
             f"target: {self.what}: {shown(value)}{self.unit}, asked {self.asked}: {met}{f' ({note})' if note else ''}"
         )
