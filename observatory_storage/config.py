@@ -93,6 +93,12 @@ def _redis_url(value: SecretStr) -> SecretStr:
     return value
 
 
+def _namespace(value: str) -> str:
+    if not re.fullmatch(r"[^\s{}\x00\ud800-\udfff]{1,100}", value):
+        raise ValueError("not a prefix of keys")
+    return value
+
+
 Text = Annotated[str, AfterValidator(_text)]
 Whole = Annotated[int, BeforeValidator(_not_bool)]
 Number = Annotated[float, BeforeValidator(_not_bool)]
@@ -204,6 +210,20 @@ class RedisConfig(_Validated):
     url: Annotated[SecretStr, AfterValidator(_redis_url)]
     pool_size: Whole = Field(default=10, ge=1, le=10_000)
     timeout_seconds: Number = Field(default=5.0, gt=0, le=_YEAR, allow_inf_nan=False)
+    namespace: Annotated[str, AfterValidator(_namespace)] = Field(default="observatory")
+    """What all keys begin with."""
+    cache_timeout_seconds: Number = Field(default=0.25, gt=0, le=_YEAR, allow_inf_nan=False)
+    """How long a cached read, or a writer that has committed, waits for Redis; no longer than `timeout_seconds`."""
+    cache_trace_ttl_seconds: Number = Field(default=60.0, ge=0, le=_YEAR, allow_inf_nan=False)
+    """How long what is known of a trace is kept, unless a write drops it; 0 keeps nothing."""
+    cache_figures_ttl_seconds: Number = Field(default=5.0, ge=0, le=_YEAR, allow_inf_nan=False)
+    """How old figures over many traces, and latest points, may be; 0 keeps nothing."""
+    cache_max_bytes: Whole = Field(default=1_048_576, ge=1, le=536_870_912)
+    """The largest value that is kept, as it is stored."""
+    stream_max_rows: Whole = Field(default=100_000, ge=0, le=100_000_000)
+    """How many events of a signal and a project are kept; 0 publishes nothing."""
+    stream_max_age_seconds: Number = Field(default=3600.0, gt=0, le=_YEAR, allow_inf_nan=False)
+    """How long events are kept."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)
@@ -294,10 +314,11 @@ class StorageConfig(_Validated):
         """Load a TOML, JSON or YAML file, told by its ending; the environment and `.env` are not read.
 
         Its sections are postgres (url, or host, port, database, username, password, ssl_mode,
-        application_name, parameters), redis (url, pool_size, timeout_secs), pool (max_connections,
-        min_connections, connect_timeout_secs, idle_timeout_secs, max_lifetime_secs), retry (max_attempts,
-        initial_delay_ms, max_delay_ms, backoff_multiplier); beside them stand `project`, `retention` and
-        `partitions`, the last two as text or lists of texts. The names of the environment are taken as well.
+        application_name, parameters), redis (url, pool_size, timeout_secs, namespace, cache_timeout_secs,
+        cache_trace_ttl_secs, cache_figures_ttl_secs, cache_max_bytes, stream_max_rows, stream_max_age_secs), pool
+        (max_connections, min_connections, connect_timeout_secs, idle_timeout_secs, max_lifetime_secs), retry
+        (max_attempts, initial_delay_ms, max_delay_ms, backoff_multiplier); beside them stand `project`, `retention`
+        and `partitions`, the last two as text or lists of texts. The names of the environment are taken as well.
         YAML needs PyYAML. Raises ConfigurationError, also for keys that are not known.
         """
         sources = Sources()

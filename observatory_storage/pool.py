@@ -18,6 +18,7 @@ from sqlalchemy import Engine, NullPool, create_engine, event
 from sqlalchemy.orm import Session, sessionmaker
 
 from observatory_storage import migrations
+from observatory_storage.caching import CACHE_OF_SESSION
 from observatory_storage.config import StorageConfig
 from observatory_storage.connections import Connections, PoolStats, capacity_warning, restore
 from observatory_storage.embedded import EmbeddedServer, embedded_server
@@ -26,6 +27,7 @@ from observatory_storage.health import HealthReport, PostgresHealth, RedisHealth
 from observatory_storage.lifecycle import MaintenanceReport, PartitionWidth, RetentionPolicy, maintenance
 from observatory_storage.migrations import SchemaState
 from observatory_storage.models import Base
+from observatory_storage.realtime import ReadCache, Realtime
 from observatory_storage.redis_client import RedisLink
 from observatory_storage.unit_of_work import UnitOfWork
 
@@ -51,9 +53,12 @@ class StoragePool:
         self.config = config
         self._connections = Connections(config, self._renew_engine)
         self._redis = RedisLink(config.redis) if config.redis is not None else None
+        self.realtime = Realtime(config, config.redis) if config.redis is not None else None
         self._server: EmbeddedServer | None = None
         self.engine = self._new_engine()
-        self._sessions = sessionmaker(self.engine, expire_on_commit=False, close_resets_only=False)
+        self._sessions = sessionmaker(
+            self.engine, expire_on_commit=False, close_resets_only=False, info={CACHE_OF_SESSION: self.cache}
+        )
         # Otherwise done at the first query, under a lock that a fork at that moment would leave locked.
         Base.registry.configure()
 
@@ -170,6 +175,14 @@ class StoragePool:
         """
         return self._redis.client if self._redis is not None else None
 
+    @property
+    def cache(self) -> ReadCache | None:
+        """Return the cache through which repositories on this pool read, or None where no Redis is configured.
+
+        `cache.stats()` counts its hits and misses. Who writes traces past the writers tells `cache.forget_traces`.
+        """
+        return self.realtime.cache if self.realtime is not None else None
+
     def health_check(self) -> HealthReport:
         """Ask both servers; what is wrong stands in the report and is not raised."""
         return HealthReport(self.health_check_postgres(), self.health_check_redis(), self.stats())
@@ -212,6 +225,8 @@ class StoragePool:
         self._connections.close()
         if self._redis is not None:
             self._redis.close()
+        if self.realtime is not None:
+            self.realtime.close()
         if self._server is not None:
             self._server.close()
 

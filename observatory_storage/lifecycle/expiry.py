@@ -10,6 +10,7 @@ import datetime as dt
 import logging
 import random
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -20,6 +21,7 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import Table
 
+from observatory_storage.caching import cache_of
 from observatory_storage.errors import StorageError, describe, translate_errors
 from observatory_storage.lifecycle import retention_sql as statements
 from observatory_storage.lifecycle.partitions import ConnectionSource, Partition, PartitionManager
@@ -134,6 +136,12 @@ class Remover:
     def connection(self) -> AbstractContextManager[psycopg.Connection[Any]]:
         """Lend a connection."""
         return self.pool.raw_connection()
+
+    def forget_traces(self, ids: Iterable[uuid.UUID]) -> None:
+        """Drop what the pool's cache has of traces that are deleted."""
+        cache = cache_of(self.pool)
+        if cache is not None:
+            cache.forget_traces(trace_id.bytes for trace_id in ids)
 
     def fetch(self, query: str, parameters: Mapping[str, Any] | None = None, *, setup: str = "", **names: str) -> Any:
         """Read all rows of a query in a transaction of its own."""

@@ -169,7 +169,11 @@ class TraceRetention:
                 name = borders.table.name
                 done = run(connection, statements.DELETE_OF_TRACES, given, table=name, column=borders.column)
                 gone[name] = gone.get(name, 0) + done.rowcount
-        connection.commit()
+        try:
+            connection.commit()
+        finally:
+            # Also where it failed: nobody knows what became of it.
+            self._remover.forget_traces(ids)
         removed.rows.update(gone)
         return found
 

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar, Unpack
 from sqlalchemy import Row, Select
 from sqlalchemy.orm import Session
 
+from observatory_storage.caching import Cached
 from observatory_storage.errors import InvalidFilterError, NotFoundError
 from observatory_storage.models import Metric
 from observatory_storage.repositories import metric_figures, span_figures
@@ -125,8 +126,14 @@ class MetricRepository(Reader):
     def get_latest_data_point(self, filters: DataPointFilters) -> DataPoint:
         """Return the newest data point that the filters let through, whatever their limit and cursor.
 
-        Without a time range the last day is looked at first, and only then all that is stored.
+        Without a time range the last day is looked at first, and only then all that is stored. On a pool with Redis
+        the answer may be a few seconds old (REDIS_CACHE_FIGURES_TTL_SECS).
         """
+        return self._cached(
+            Cached.LATEST_POINT, repr(filters).encode(errors="surrogatepass"), lambda: self._read_latest_point(filters)
+        )
+
+    def _read_latest_point(self, filters: DataPointFilters) -> DataPoint:
         ranges = [filters]
         if filters.timestamp_from is None and filters.timestamp_before is None:
             ranges.insert(0, filters.model_copy(update={"timestamp_from": dt.datetime.now(dt.UTC) - _RECENT}))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import scalar_row
+from sqlalchemy import event
 from sqlalchemy.orm import Session
 
+from observatory_storage.caching import CACHE_OF_SESSION, Cache, Cached, cache_of
 from observatory_storage.errors import ConfigurationError, ReadTimeoutError, StorageError, translate_errors
 
 DEFAULT_STATEMENT_TIMEOUT_SECONDS: Final = 30.0
@@ -26,6 +28,9 @@ SELECT before.value, set_config('statement_timeout',
 FROM before
 """
 RESTORE_TIMEOUT: Final = "SELECT set_config('statement_timeout', %(value)s::text, true)"
+
+
+T = TypeVar("T")
 
 
 class SessionSource(Protocol):
@@ -58,6 +63,27 @@ class Reader:
             raise ConfigurationError(f"statement_timeout_seconds is {timeout}; it may be 0.001 to 2000000, or None")
         self._source = session_or_pool
         self._timeout_seconds = timeout
+        # A session sees its own transaction, which no cache knows.
+        self._cache = None if isinstance(session_or_pool, Session) else cache_of(session_or_pool)
+
+    def _cached(self, kind: Cached, key: bytes, load: Callable[[], T]) -> T:
+        """Read through the pool's cache where it has one."""
+        return load() if self._cache is None else self._cache.read(kind, key, load)
+
+    def _forget_traces(self, trace_ids: Iterable[bytes]) -> None:
+        """Drop what is cached of traces that were changed: now, or when the caller's session has committed."""
+        if not isinstance(self._source, Session):
+            if self._cache is not None:
+                self._cache.forget_traces(trace_ids)
+            return
+        cache: Cache | None = self._source.info.get(CACHE_OF_SESSION)
+        if cache is not None:
+            forgotten = list(trace_ids)
+
+            def forget(_: Session) -> None:
+                cache.forget_traces(forgotten)
+
+            event.listen(self._source, "after_commit", forget, once=True)
 
     @contextmanager
     def _batch(self) -> Iterator[Session]:

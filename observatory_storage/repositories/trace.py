@@ -10,6 +10,7 @@ from typing import Final, TypeVar, Unpack
 
 from sqlalchemy.orm import Session
 
+from observatory_storage.caching import Cached
 from observatory_storage.errors import NotFoundError, RejectedRowError
 from observatory_storage.identity import resolve_span_id, resolve_trace_id
 from observatory_storage.models import Trace, TraceEvent, TraceSpan
@@ -43,7 +44,8 @@ class TraceRepository(Reader):
     """Reads traces, spans and events; deletes old traces.
 
     Takes a session, in whose transaction it reads and which it never commits, or a pool, from which it takes
-    a short session for each call. A trace id may be a UUID, 16 bytes or text, as
+    a short session for each call, and through whose cache it reads traces by id and their statistics where Redis is
+    configured. A trace id may be a UUID, 16 bytes or text, as
     `observatory_storage.identity.resolve_trace_id` reads it; a span id 8 bytes or text. Objects that are
     returned are detached snapshots; naive times are UTC.
 
@@ -55,8 +57,12 @@ class TraceRepository(Reader):
     def get_by_id(self, trace_id: TraceIdValue) -> Trace:
         """Return a trace, its attributes included; for its spans take `get_trace_by_id`."""
         key = _trace_key(trace_id)
-        with self._reading() as session:
-            return _one(session.execute(statements.trace_by_id(key)).scalar_one_or_none(), trace_id)
+
+        def read() -> Trace:
+            with self._reading() as session:
+                return _one(session.execute(statements.trace_by_id(key)).scalar_one_or_none(), trace_id)
+
+        return self._cached(Cached.TRACE, key.bytes, read)
 
     def get_by_trace_id(self, trace_id: TraceIdValue) -> Trace:
         """Return a trace by its id in any form: `"trace_xyz789"`, hex digits, dashed or not, bytes, a UUID."""
@@ -72,6 +78,9 @@ class TraceRepository(Reader):
     def get_trace_by_id(self, trace_id: TraceIdValue) -> TraceDetail:
         """Return a trace with its spans in start order, their events and resources, by four statements."""
         key = _trace_key(trace_id)
+        return self._cached(Cached.TRACE_DETAIL, key.bytes, lambda: self._read_detail(key, trace_id))
+
+    def _read_detail(self, key: uuid.UUID, trace_id: TraceIdValue) -> TraceDetail:
         with self._reading() as session:
             trace = _one(session.execute(statements.trace_by_id(key)).scalar_one_or_none(), trace_id)
             times = TraceTimes(trace.start_time, trace.end_time)
@@ -169,6 +178,9 @@ class TraceRepository(Reader):
     def get_trace_statistics(self, trace_id: TraceIdValue) -> TraceStatistics:
         """Return figures about a trace, computed from its spans."""
         key = _trace_key(trace_id)
+        return self._cached(Cached.TRACE_STATISTICS, key.bytes, lambda: self._read_statistics(key, trace_id))
+
+    def _read_statistics(self, key: uuid.UUID, trace_id: TraceIdValue) -> TraceStatistics:
         with self._reading() as session:
             summary = _one(session.execute(statements.trace_times(key)).one_or_none(), trace_id)
             times = TraceTimes(summary.start_time, summary.end_time)
@@ -198,8 +210,13 @@ class TraceRepository(Reader):
         counts = DeletedCounts()
         place: Place | None = Place()
         while place is not None:
-            with self._batch() as session:
-                deleted, place = delete_batch(session, expired, place, batch_size)
+            ids: Sequence[uuid.UUID] = ()
+            try:
+                with self._batch() as session:
+                    deleted, place, ids = delete_batch(session, expired, place, batch_size)
+            finally:
+                # Also where the COMMIT failed: nobody knows what became of it.
+                self._forget_traces(key.bytes for key in ids)
             counts = counts.plus(deleted)
         return counts
 

@@ -85,8 +85,8 @@ def delete_traces(ids: Sequence[uuid.UUID]) -> Delete:
 
 def delete_batch(
     session: Session, expired: Expired, place: Place, batch_size: int
-) -> tuple[DeletedCounts, Place | None]:
-    """Delete the next batch; returns what went and the place that follows, None where all is done."""
+) -> tuple[DeletedCounts, Place | None, Sequence[uuid.UUID]]:
+    """Delete the next batch; returns what went, the place that follows (None where all is done), and which traces."""
     found = session.execute(expired_traces(expired, place, batch_size)).all()
     following: Place | None
     if len(found) == batch_size:
@@ -94,11 +94,11 @@ def delete_batch(
     else:
         following = Place(dated=False) if place.dated else None
     if not found:
-        return DeletedCounts(), following
+        return DeletedCounts(), following, ()
     locked = session.execute(lock_traces([row.id for row in found], expired, dated=place.dated)).all()
     ids = [row.id for row in locked]
     if not ids:
-        return DeletedCounts(skipped=len(found)), following
+        return DeletedCounts(skipped=len(found)), following, ()
     starts, ends = [row.start_time for row in locked], [row.end_time for row in locked]
     times = TraceTimes(None if None in starts else min(starts), None if None in ends else max(ends))
     counts = DeletedCounts(
@@ -107,7 +107,7 @@ def delete_batch(
         traces=_run(session, delete_traces(ids)),
         skipped=len(found) - len(ids),
     )
-    return counts, following
+    return counts, following, ids
 
 
 def _run(session: Session, statement: Delete) -> int:

@@ -77,6 +77,8 @@ class LogBatch(KeyedBatch):
     def __init__(self, rejections: Rejections) -> None:
         super().__init__(rejections)
         self._keys.update(timestamp=[], id=[])
+        self.content_of: set[bytes] = set()
+        """The traces whose spans may get content from the records that were sent so far."""
 
     @classmethod
     def from_rows(cls, rows: Sequence[GivenRow], project: str, rejections: Rejections) -> Self:
@@ -89,6 +91,10 @@ class LogBatch(KeyedBatch):
     def size(self) -> int:
         """The rows by whose number COPY or INSERT is chosen."""
         return len(self)
+
+    def touched_traces(self) -> set[bytes]:
+        """Return the ids of the traces whose spans may have got content."""
+        return self.content_of
 
     def times(self) -> Iterator[tuple[Table, list[int]]]:
         """Yield the table with the times of its rows."""

@@ -72,6 +72,7 @@ class LogTransaction:
                 for row in chunk:
                     if row[event_at] in GENAI_EVENT_NAMES and row[_TRACE_ID] is not None and row[_SPAN_ID] is not None:
                         self._events[row[_ID]] = ((row[_TRACE_ID], row[_SPAN_ID]), row[_PROJECT])
+                        batch.content_of.add(row[_TRACE_ID])
         work_meanwhile(self._connection, self._terms.meanwhile)
 
     def _fill(self, events: Sequence[tuple[SpanKey, str]]) -> int:

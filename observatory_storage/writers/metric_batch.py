@@ -371,6 +371,10 @@ class MetricBatch:
         """Convert some points before they are to be sent."""
         return self.points.convert_ahead()
 
+    def touched_traces(self) -> tuple[bytes, ...]:
+        """Return nothing: points are no part of a trace."""
+        return ()
+
     def times(self) -> Iterator[tuple[Table, list[int]]]:
         """Yield the partitioned table with the times of its rows."""
         yield table_of(MetricDataPoint), self.points.timestamps

@@ -64,6 +64,11 @@ class SpanBatch(KeyedBatch):
         return dict(zip(self._keys["trace_id"], self._keys["project"], strict=True))
 
     @property
+    def trace_ids(self) -> list[bytes]:
+        """The trace ids of all spans."""
+        return self._keys["trace_id"]
+
+    @property
     def start_times(self) -> list[int]:
         """Start times in microseconds since 2000, ascending."""
         return self._keys["start_time"]

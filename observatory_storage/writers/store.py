@@ -7,7 +7,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -16,6 +16,7 @@ import psycopg
 import tenacity
 from sqlalchemy import Table
 
+from observatory_storage.caching import cache_of
 from observatory_storage.errors import (
     RejectedRowError,
     StorageError,
@@ -100,6 +101,10 @@ class Batch(Protocol):
         """Convert some rows before they are to be sent; false, and nothing done, where that is enough."""
         ...
 
+    def touched_traces(self) -> Iterable[bytes]:
+        """Return the ids of the traces that the batch may have changed, once it was sent."""
+        ...
+
     def times(self) -> Iterator[tuple[Table, list[int]]]:
         """Yield the partitioned tables with the times, in microseconds since 2000, of their rows."""
         ...
@@ -161,6 +166,7 @@ class BatchStore(ABC, Generic[B]):
 
     def __init__(self, pool: ConnectionSource, config: WriterConfig, project: str, retry: RetryPolicy) -> None:
         self._pool = pool
+        self._cache = cache_of(pool)
         self._config = config
         self._project = project
         self._retry = retry
@@ -255,9 +261,14 @@ class BatchStore(ABC, Generic[B]):
                 if attempt.retry_state.attempt_number > 1:
                     stored.retries += 1
                 self._make_partitions(batch)
-                with translate_errors(), self._pool.raw_connection() as connection:
-                    outcome = self.transact(connection, batch, self._terms(batch))
-                    connection.commit()
+                try:
+                    with translate_errors(), self._pool.raw_connection() as connection:
+                        outcome = self.transact(connection, batch, self._terms(batch))
+                        connection.commit()
+                finally:
+                    # Also where it failed: of a lost connection nobody knows whether it took the COMMIT along.
+                    if self._cache is not None:
+                        self._cache.forget_traces(batch.touched_traces())
         return outcome
 
     def _terms(self, batch: B) -> Terms:

@@ -76,6 +76,10 @@ class TraceBatch:
         """Convert some spans before they are to be sent."""
         return self.spans.convert_ahead()
 
+    def touched_traces(self) -> set[bytes]:
+        """Return the ids of the traces of all rows, replays and rejected ones included."""
+        return {*self.spans.trace_ids, *(event[0] for event in self.events.rows), *self.traces}
+
     def times(self) -> Iterator[tuple[Table, list[int]]]:
         """Yield the partitioned tables with the times of their rows; an event lies where its span does."""
         spans = self.spans.start_times
