@@ -220,8 +220,8 @@ class RedisConfig(_Validated):
     """How old figures over many traces, and latest points, may be; 0 keeps nothing."""
     cache_max_bytes: Whole = Field(default=1_048_576, ge=1, le=536_870_912)
     """The largest value that is kept, as it is stored."""
-    stream_max_rows: Whole = Field(default=100_000, ge=0, le=100_000_000)
-    """How many events of a signal and a project are kept; 0 publishes nothing."""
+    stream_max_entries: Whole = Field(default=2_000, ge=0, le=100_000_000)
+    """How many entries, of up to 200 events each, are kept of a signal and a project; 0 publishes nothing."""
     stream_max_age_seconds: Number = Field(default=3600.0, gt=0, le=_YEAR, allow_inf_nan=False)
     """How long events are kept."""
 
@@ -315,7 +315,7 @@ class StorageConfig(_Validated):
 
         Its sections are postgres (url, or host, port, database, username, password, ssl_mode,
         application_name, parameters), redis (url, pool_size, timeout_secs, namespace, cache_timeout_secs,
-        cache_trace_ttl_secs, cache_figures_ttl_secs, cache_max_bytes, stream_max_rows, stream_max_age_secs), pool
+        cache_trace_ttl_secs, cache_figures_ttl_secs, cache_max_bytes, stream_max_entries, stream_max_age_secs), pool
         (max_connections, min_connections, connect_timeout_secs, idle_timeout_secs, max_lifetime_secs), retry
         (max_attempts, initial_delay_ms, max_delay_ms, backoff_multiplier); beside them stand `project`, `retention`
         and `partitions`, the last two as text or lists of texts. The names of the environment are taken as well.

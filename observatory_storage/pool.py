@@ -22,12 +22,12 @@ from observatory_storage.caching import CACHE_OF_SESSION
 from observatory_storage.config import StorageConfig
 from observatory_storage.connections import Connections, PoolStats, capacity_warning, restore
 from observatory_storage.embedded import EmbeddedServer, embedded_server
-from observatory_storage.errors import StorageError, translate_errors
+from observatory_storage.errors import ConfigurationError, StorageError, translate_errors
 from observatory_storage.health import HealthReport, PostgresHealth, RedisHealth
 from observatory_storage.lifecycle import MaintenanceReport, PartitionWidth, RetentionPolicy, maintenance
 from observatory_storage.migrations import SchemaState
 from observatory_storage.models import Base
-from observatory_storage.realtime import ReadCache, Realtime
+from observatory_storage.realtime import EventStream, LogWatch, ReadCache, Realtime
 from observatory_storage.redis_client import RedisLink
 from observatory_storage.unit_of_work import UnitOfWork
 
@@ -182,6 +182,20 @@ class StoragePool:
         `cache.stats()` counts its hits and misses. Who writes traces past the writers tells `cache.forget_traces`.
         """
         return self.realtime.cache if self.realtime is not None else None
+
+    @property
+    def stream(self) -> EventStream:
+        """Return the stream of what writers commit: `stream.tail(…)` follows it.
+
+        Raises ConfigurationError where no Redis is configured.
+        """
+        if self.realtime is None:
+            raise ConfigurationError("events are followed by way of Redis, and none is configured: set REDIS_URL")
+        return self.realtime.stream
+
+    def watch_logs(self, project: str | None = None) -> LogWatch | None:
+        """Return what wakes a follower of log records; None where no Redis is configured, or nothing is published."""
+        return self.realtime.watch_logs(project) if self.realtime is not None else None
 
     def health_check(self) -> HealthReport:
         """Ask both servers; what is wrong stands in the report and is not raised."""

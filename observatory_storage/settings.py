@@ -77,7 +77,7 @@ SETTINGS: Final = (
         ("cache_figures_ttl_secs",),
     ),
     Setting("redis.cache_max_bytes", "a whole number from 1 to 536,870,912", ("REDIS_CACHE_MAX_BYTES",)),
-    Setting("redis.stream_max_rows", "a whole number from 0 (no stream) to 100,000,000", ("REDIS_STREAM_MAX_ROWS",)),
+    Setting("redis.stream_max_entries", "a whole number from 0 to 100,000,000", ("REDIS_STREAM_MAX_ENTRIES",)),
     Setting("redis.stream_max_age_seconds", _SECONDS, ("REDIS_STREAM_MAX_AGE_SECS",), ("stream_max_age_secs",)),
     Setting(
         "pool.max_connections",

@@ -24,6 +24,7 @@ from observatory_storage.cli.status import (
     replace_closed_streams,
     reported_errors,
 )
+from observatory_storage.cli.tail import tail
 from observatory_storage.cli.traces import traces
 
 app = typer.Typer(
@@ -56,7 +57,7 @@ def _common(
     context.obj = where(context, database_url, config)
 
 
-for command in (check, migrate, ingest, traces, show, logs, metrics, maintain, demo):
+for command in (check, migrate, ingest, traces, show, logs, metrics, tail, maintain, demo):
     app.command(epilog=EXIT_STATUSES)(reported_errors()(command))
 
 

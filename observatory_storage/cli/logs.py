@@ -25,7 +25,7 @@ from observatory_storage.repositories.log_results import LogMatch, SnippetStyle
 
 # A body is one line, and never a whole document.
 _LONGEST_LINE: Final = 2000
-_STYLES: Final[Mapping[str | None, str]] = {
+STYLES: Final[Mapping[str | None, str]] = {
     "TRACE": "dim",
     "DEBUG": "dim",
     "WARN": "yellow",
@@ -138,7 +138,7 @@ def _print_all(out: Terminal, found: Sequence[LogMatch], *, ranked: bool) -> Non
 
 
 def _follow(out: Terminal, repository: LogRepository, filters: LogFilters, recent: int, *, as_json: bool) -> None:
-    stream = repository.stream_logs(filters, recent=recent, stop=_refuse_closed(out.stream), include_content=True)
+    stream = repository.stream_logs(filters, recent=recent, stop=refuse_closed(out.stream), include_content=True)
     for record in stream:
         if as_json:
             out.print_json(formats.row(record))
@@ -147,7 +147,7 @@ def _follow(out: Terminal, repository: LogRepository, filters: LogFilters, recen
         out.stream.flush()
 
 
-def _refuse_closed(stream: TextIO) -> Callable[[], bool]:
+def refuse_closed(stream: TextIO) -> Callable[[], bool]:
     """Return what raises BrokenPipeError once a pipe's reader has left, however long nothing is printed."""
     try:
         descriptor = stream.fileno()
@@ -173,7 +173,7 @@ def _print(out: Terminal, record: LogRecord, snippet: str | None = None) -> None
     utc = record.timestamp.astimezone(dt.UTC).replace(tzinfo=None)
     out.print(
         (f"{utc.isoformat(' ', 'milliseconds')}  ", "dim"),
-        (f"{out.text(record.severity_text or level or '-', 8):<8}  ", _STYLES.get(level, "")),
+        (f"{out.text(record.severity_text or level or '-', 8):<8}  ", STYLES.get(level, "")),
         f"{out.text(record.service_name or '-')}  ",
         out.text(_message(record, snippet), _LONGEST_LINE),
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
+from pydantic import SecretStr
 
-from observatory_storage.config import PoolConfig, StorageConfig
+from observatory_storage.config import PoolConfig, RedisConfig, StorageConfig
 from observatory_storage.errors import ConfigurationError
 
 # The store is one of many programs on its server, and a command needs a writer's connection and one to spare.
@@ -34,6 +35,16 @@ ConfigFile = Annotated[
         "--config",
         metavar="FILE",
         help="A TOML, JSON or YAML file. Default: environment, .env and settings.toml.",
+        show_default=False,
+    ),
+]
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--redis-url",
+        metavar="URL",
+        envvar="REDIS_URL",
+        help="The Redis, redis://host:port/number. Default: the configuration.",
         show_default=False,
     ),
 ]
@@ -78,6 +89,17 @@ def where(context: typer.Context, url: str | None, file: Path | None) -> Where:
     if url is not None or file is not None:
         return Where(url, file)
     return context.obj if isinstance(context.obj, Where) else Where()
+
+
+def with_redis(config: StorageConfig, url: str | None) -> StorageConfig:
+    """Return the configuration with the Redis that the command line names; raises ConfigurationError without any."""
+    if config.redis is None and url is None:
+        sentence = "no Redis is configured: give --redis-url URL, or set REDIS_URL in the environment or in .env"
+        raise ConfigurationError(sentence, problems=(sentence,))
+    if url is None:
+        return config
+    named = SecretStr(url)
+    return replace(config, redis=RedisConfig(url=named) if config.redis is None else replace(config.redis, url=named))
 
 
 def for_one_command(config: StorageConfig) -> StorageConfig:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import redis
@@ -67,7 +68,9 @@ class Breaker:
             self.openings += 1
             steady = time.monotonic() - self._closed_at > _STEADY_SECONDS
             self._pause = _FIRST_PAUSE_SECONDS if steady else min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
-            threading.Thread(target=self._ask, name="observatory-redis-probe", daemon=True).start()
+            # At the interpreter's end no thread can be started any more, and none is needed.
+            with suppress(RuntimeError):
+                threading.Thread(target=self._ask, name="observatory-redis-probe", daemon=True).start()
         _log.warning("Redis does not answer, going on without it: %s", error)
 
     def stop(self) -> None:
@@ -94,8 +97,9 @@ class Breaker:
 
 
 def is_outage(error: redis.RedisError) -> bool:
-    """Tell a Redis that does not answer from one that answered and refused the command."""
-    return not isinstance(error, redis.ResponseError)
+    """Tell a Redis that does not answer from one that refused a command, and from a client with too few connections."""
+    # redis-py has no class of its own for a pool that had no connection to give in time.
+    return not isinstance(error, redis.ResponseError) and not isinstance(error.__context__, queue.Empty)
 
 
 _all: Final[weakref.WeakSet[Breaker]] = weakref.WeakSet()

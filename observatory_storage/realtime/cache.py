@@ -116,6 +116,7 @@ class ReadCache:
     def __init__(
         self,
         client: redis.Redis,
+        writers_client: redis.Redis,
         breaker: Breaker,
         kinds: Mapping[Cached, CacheKind],
         *,
@@ -130,7 +131,8 @@ class ReadCache:
         self._max_bytes = max_bytes
         self._longest = max((kind.ttl_seconds for kind in kinds.values()), default=0.0)
         self._fill = client.register_script(_FILL)
-        self._forget = client.register_script(_FORGET)
+        # Writers do not stand in line with readers.
+        self._forget = writers_client.register_script(_FORGET)
         self._start_afresh()
 
     def _start_afresh(self) -> None:
@@ -160,7 +162,8 @@ class ReadCache:
         try:
             found = self._look(kind, name)
         except redis.RedisError as error:
-            self._note(error)
+            _log.debug("a read went past the cache: %s", error)
+            self._count("errors")
             return load()
         if isinstance(found, _Lease):
             return self._load(kind, name, found, load)
@@ -367,10 +370,6 @@ class ReadCache:
                 self._stale_until = time.monotonic() + self._longest
             else:
                 self._pending.update(ids)
-
-    def _note(self, error: redis.RedisError) -> None:
-        _log.debug("a read went past the cache: %s", error)
-        self._count("errors")
 
     def _count(self, what: str, kind: Cached | None = None, number: int = 1) -> None:
         with self._lock:

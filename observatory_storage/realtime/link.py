@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import redis
 from redis.backoff import NoBackoff
@@ -10,11 +10,13 @@ from redis.retry import Retry
 
 from observatory_storage.config import RedisConfig, StorageConfig
 from observatory_storage.realtime.breaker import Breaker
-from observatory_storage.realtime.cache import CacheStats, ReadCache
+from observatory_storage.realtime.cache import ReadCache
 from observatory_storage.realtime.kinds import cache_kinds
+from observatory_storage.realtime.publisher import Publisher
+from observatory_storage.realtime.stream import LONGEST_BLOCK_SECONDS, EventStream, LogWatch
 
-BLOCK_SECONDS: Final = 0.1
-"""How long a reader of a stream waits on its connection before it looks up."""
+# Each follower holds one while it waits: as many as there are.
+_MOST_FOLLOWERS: Final = 10_000
 
 
 class Realtime:
@@ -22,42 +24,66 @@ class Realtime:
 
     def __init__(self, config: StorageConfig, settings: RedisConfig) -> None:
         seconds = min(settings.cache_timeout_seconds, settings.timeout_seconds)
-        self._client = make_client(settings, seconds)
+        options = _options(seconds)
+        url = settings.url.get_secret_value()
+        # Many readers share few connections, and wait for one.
+        waiting = redis.BlockingConnectionPool.from_url(
+            url, max_connections=settings.pool_size, timeout=seconds, **options
+        )
+        self._readers = redis.Redis(connection_pool=waiting)
+        # Writers, the publisher, the probe and followers take no reader's connection.
+        self._others = redis.Redis.from_url(url, max_connections=_MOST_FOLLOWERS, **options)
+        self._prefix = f"{settings.namespace}:{config.postgres.database or ''}".encode(errors="surrogatepass")
         self.breaker = Breaker(self._probe)
-        self.prefix = f"{settings.namespace}:{config.postgres.database or ''}".encode()
         self.cache = ReadCache(
-            self._client,
+            self._readers,
+            self._others,
             self.breaker,
             cache_kinds(settings),
-            prefix=self.prefix,
+            prefix=self._prefix,
             max_bytes=settings.cache_max_bytes,
         )
+        self.publisher = Publisher(
+            self._others,
+            self.breaker,
+            prefix=self._prefix,
+            max_entries=settings.stream_max_entries,
+            max_age_seconds=settings.stream_max_age_seconds,
+        )
+        self.stream = EventStream(
+            self._others, self.breaker, self.publisher, prefix=self._prefix, block_seconds=self._block_seconds(seconds)
+        )
+        self._watches_logs = bool(settings.stream_max_entries)
+        self._timeout_seconds = seconds
 
-    def stats(self) -> CacheStats:
-        """Return what became of reads."""
-        return self.cache.stats()
+    def watch_logs(self, project: str | None) -> LogWatch | None:
+        """Return what waits for log records of a project, or of all; None where none are published."""
+        if not self._watches_logs:
+            return None
+        block_seconds = self._block_seconds(self._timeout_seconds)
+        return LogWatch(self._others, self.breaker, prefix=self._prefix, project=project, block_seconds=block_seconds)
 
     def close(self) -> None:
-        """Close its connections. May be called again."""
+        """Publish what is left, for a second at most, and close all connections. May be called again."""
+        self.publisher.close()
         self.breaker.stop()
-        self._client.close()
+        self._readers.close()
+        self._others.close()
 
     def _probe(self) -> None:
-        self._client.ping()
+        self._others.ping()
         self.cache.deliver_pending()
 
+    def _block_seconds(self, timeout_seconds: float) -> float:
+        # An answer that is waited for must come before the connection is given up.
+        return min(LONGEST_BLOCK_SECONDS, timeout_seconds / 2)
 
-def make_client(settings: RedisConfig, timeout_seconds: float) -> redis.Redis:
-    """Return a client that waits for so long, for an answer and for one of its connections to be free."""
-    pool = redis.BlockingConnectionPool.from_url(
-        settings.url.get_secret_value(),
-        max_connections=settings.pool_size,
-        timeout=timeout_seconds,
-        socket_timeout=timeout_seconds,
-        socket_connect_timeout=timeout_seconds,
-        protocol=2,
+
+def _options(timeout_seconds: float) -> dict[str, Any]:
+    return {
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": timeout_seconds,
+        "protocol": 2,
         # At once and once more, for a connection that a restart of Redis left stale; a timeout is not tried again.
-        retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
-        retry_on_timeout=False,
-    )
-    return redis.Redis(connection_pool=pool)
+        "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+    }

@@ -16,12 +16,14 @@ from observatory_storage.repositories.log_filters import LogFilters
 from observatory_storage.repositories.log_position import Position, Snapshot, Step
 from observatory_storage.repositories.log_reading import LogReader, Reach
 from observatory_storage.repositories.log_windows import LARGEST_WINDOW, Window
-from observatory_storage.repositories.reading import SessionSource
+from observatory_storage.repositories.reading import SessionSource, watch_of
 
 DEFAULT_POLL_INTERVAL_SECONDS: Final = 1.0
 DEFAULT_BATCH_SIZE: Final = 1000
 # How soon `stop` is noticed while there is nothing to do.
 _NAP_SECONDS: Final = 0.1
+# Where every commit is announced, those of so long are read together.
+_SHORTEST_REST_SECONDS: Final = 0.02
 # A poll of very many partitions takes long: the next one waits three times as long as it took.
 _REST: Final = 3
 
@@ -57,6 +59,10 @@ class LogStream(LogReader, Iterator[LogRecord]):
         self._include_content = include_content
         self._records: deque[tuple[LogRecord, Position]] = deque()
         self._windows: deque[Window] | None = None
+        self._watch = watch_of(pool, filters.project)
+        if self._watch is not None:
+            # From before the snapshot on.
+            self._watch.wait(0)
         self._position = position or Position(self._snapshot())
         # After the snapshot, so that a partition with one of its records is among them.
         reach = self._reach(filters)
@@ -64,7 +70,7 @@ class LogStream(LogReader, Iterator[LogRecord]):
         self._read_to = self._position
         if recent:
             self._add_recent(reach, recent)
-        self._due = time.monotonic()
+        self._due = self._rested = time.monotonic()
         self._idle_since: float | None = None
 
     @property
@@ -86,7 +92,7 @@ class LogStream(LogReader, Iterator[LogRecord]):
             # What is left of a step is read at once.
             wait_seconds = self._due - time.monotonic() if self._read_to.now is None else 0
             if wait_seconds > 0:
-                time.sleep(min(wait_seconds, _NAP_SECONDS))
+                self._nap(min(wait_seconds, _NAP_SECONDS))
             else:
                 self._poll()
         raise StopIteration
@@ -96,6 +102,14 @@ class LogStream(LogReader, Iterator[LogRecord]):
             return True
         timeout, since = self._idle_timeout_seconds, self._idle_since
         return timeout is not None and since is not None and time.monotonic() - since >= timeout
+
+    def _nap(self, seconds: float) -> None:
+        """Wait, and look at once where somebody says that records were committed."""
+        rest_seconds = self._rested - time.monotonic()
+        if self._watch is None or rest_seconds > 0:
+            time.sleep(seconds if self._watch is None else min(seconds, rest_seconds))
+        elif self._watch.wait(seconds):
+            self._due = time.monotonic()
 
     def _poll(self) -> None:
         """Read until there are records, or until all there are have been read."""
@@ -110,7 +124,9 @@ class LogStream(LogReader, Iterator[LogRecord]):
             self._read_step(Step(self._read_to.before, self._read_to.now))
         ended = time.monotonic()
         if self._read_to.now is None:
-            self._due = max(self._due, ended + _REST * (ended - began))
+            shortest = 0.0 if self._watch is None else _SHORTEST_REST_SECONDS
+            self._rested = ended + max(_REST * (ended - began), shortest)
+            self._due = max(self._due, self._rested)
             if is_new_step and self._idle_since is None:
                 self._idle_since = began
 

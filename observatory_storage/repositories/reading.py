@@ -40,6 +40,20 @@ class SessionSource(Protocol):
         """Give a session that commits only when told."""
 
 
+class Watch(Protocol):
+    """What says when log records may have been committed."""
+
+    def wait(self, seconds: float) -> bool:
+        """Wait up to so long; tells whether to look. Raises nothing."""
+        ...
+
+
+def watch_of(pool: SessionSource, project: str | None) -> Watch | None:
+    """Return what a pool knows of commits, where it has a Redis that is told of them."""
+    make: Callable[[str | None], Watch | None] | None = getattr(pool, "watch_logs", None)
+    return None if make is None else make(project)
+
+
 class Reader:
     """Reads on a caller's session, inside its transaction, or on a short session of its own from a pool.
 

@@ -63,6 +63,9 @@ class LogWriter(BufferedWriter[LogWriteStats]):
 class LogStore(BatchStore[LogBatch]):
     """Stores rows of the kind `log`."""
 
+    signal = "logs"
+    landed_count = "logs_written"
+
     def prepare(self, rows: Mapping[str, Sequence[GivenRow]]) -> Prepared[LogBatch]:
         """Check and order rows, so that no transaction says two projects of one trace."""
         batches = [

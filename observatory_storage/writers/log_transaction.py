@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from observatory_storage.otlp import GENAI_EVENT_NAMES
+from observatory_storage.realtime.landed import Landed
 from observatory_storage.writers import sql
 from observatory_storage.writers.content import SpanKey, fill_spans
 from observatory_storage.writers.convert import WireRow
@@ -40,12 +41,15 @@ class LogTransaction:
         self._terms = terms
         # The GenAI events that were sent, by record id, with their project.
         self._events: dict[bytes, tuple[SpanKey, str]] = {}
+        self._landed: Landed | None = None
 
     def write(self, batch: LogBatch) -> Outcome:
         """Run the protocol up to, and without, the COMMIT."""
         outcome = Outcome()
         self._connection.execute(sql.BEGIN_BATCH.format(lock_timeout_ms=self._terms.lock_timeout_ms).encode())
         outcome.known += write_resources(self._connection, batch.resources, self._terms.known)
+        if self._terms.publishes:
+            outcome.landed = self._landed = Landed("logs", batch.layout.names)
         written, new = store_new(
             self._connection,
             LOGS,
@@ -57,6 +61,8 @@ class LogTransaction:
         outcome.counts["logs_written"] = written
         outcome.counts["logs_duplicate"] = len(batch) - written
         outcome.met_duplicates = new is not None and written < len(batch)
+        if self._landed is not None and new is not None and outcome.met_duplicates:
+            self._landed.keep(lambda row: row[0] in new)
         events = [event for key, event in self._events.items() if new is None or key in new]
         if events:
             outcome.counts["spans_filled"] = self._fill(events)
@@ -66,8 +72,12 @@ class LogTransaction:
         names = batch.layout.names
         event_at = names.index("event_name") if "event_name" in names else None
         self._events.clear()
+        if self._landed is not None:
+            self._landed.clear()
         for chunk in batch.chunks():
             yield chunk
+            if self._landed is not None:
+                self._landed.add(chunk)
             if event_at is not None:
                 for row in chunk:
                     if row[event_at] in GENAI_EVENT_NAMES and row[_TRACE_ID] is not None and row[_SPAN_ID] is not None:

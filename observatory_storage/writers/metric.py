@@ -75,6 +75,9 @@ class MetricWriter(BufferedWriter[MetricWriteStats]):
 class MetricStore(BatchStore[MetricBatch]):
     """Stores rows of the kinds `data_point` and `metric`."""
 
+    signal = "metrics"
+    landed_count = "data_points_written"
+
     def prepare(self, rows: Mapping[str, Sequence[GivenRow]]) -> Prepared[MetricBatch]:
         """Identify, fold and order rows."""
         points, metrics = rows["data_point"], rows["metric"]

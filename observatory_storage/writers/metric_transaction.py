@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from observatory_storage.realtime.landed import Landed
 from observatory_storage.writers import sql, wire
 from observatory_storage.writers.convert import WireRow
 from observatory_storage.writers.metric_batch import MetricBatch, PointBatch, described, point_key
@@ -23,6 +24,8 @@ from observatory_storage.writers.tables import DATA_POINTS, METRICS, SERIES
 
 _TIMESTAMP: Final = DATA_POINTS.index["timestamp"]
 _DESCRIPTION: Final = METRICS.index["description"]
+# What events say of a point's metric.
+_NAMED: Final = tuple(METRICS.index[name] for name in ("name", "unit", "metric_type", "service_name"))
 # What one comparison carries.
 _COMPARED_ROWS: Final = 1_000
 
@@ -34,6 +37,7 @@ class MetricTransaction:
         self._connection = connection
         self._terms = terms
         self._outcome = Outcome()
+        self._landed: Landed | None = None
 
     def write(self, batch: MetricBatch) -> Outcome:
         """Run the protocol up to, and without, the COMMIT."""
@@ -43,6 +47,10 @@ class MetricTransaction:
         self._write_metrics(points.metrics, {key: wire for key, (wire, _) in batch.metrics.items()})
         self._write_series(points)
         if len(points):
+            if self._terms.publishes:
+                self._outcome.landed = self._landed = Landed("metrics", points.layout.names)
+                self._landed.metrics = {key: _named(wire) for key, wire in points.metrics.items()}
+                self._landed.series = {key: series.attributes for key, series in points.series.items()}
             written, new = store_new(
                 self._connection,
                 DATA_POINTS,
@@ -55,6 +63,8 @@ class MetricTransaction:
             alike: set[tuple[bytes, int]] = set()
             if new is not None and written < len(points):
                 self._outcome.met_duplicates = True
+                if self._landed is not None:
+                    self._landed.keep(lambda row: point_key(row) in new)
                 alike = self._compare(points, new)
                 counts["data_points_duplicate"] = len(points) - written
             counts["data_points_duplicate"] += points.settle_others(alike)
@@ -81,7 +91,12 @@ class MetricTransaction:
             self._outcome.known += new
 
     def _sent(self, points: PointBatch) -> Iterator[Sequence[WireRow]]:
-        yield from points.chunks()
+        if self._landed is not None:
+            self._landed.clear()
+        for chunk in points.chunks():
+            yield chunk
+            if self._landed is not None:
+                self._landed.add(chunk)
         work_meanwhile(self._connection, self._terms.meanwhile)
 
     def _compare(self, points: PointBatch, new: set[bytes]) -> set[tuple[bytes, int]]:
@@ -113,3 +128,7 @@ class MetricTransaction:
             wire.encode_time(max(times)),
         ]
         return [row[0] for row in query(self._connection, sql.CONFLICTING_POINTS, parameters)]
+
+
+def _named(metric: WireRow) -> tuple[object, ...]:
+    return tuple(metric[place] for place in _NAMED)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 import psycopg
 import tenacity
@@ -26,6 +26,9 @@ from observatory_storage.errors import (
     translate_errors,
 )
 from observatory_storage.lifecycle import PartitionManager
+from observatory_storage.realtime.landed import Landed
+from observatory_storage.realtime.link import Realtime
+from observatory_storage.realtime.publisher import Publisher
 from observatory_storage.writers.config import AUTO_COPY_ROWS, WriteMethod, WriterConfig
 from observatory_storage.writers.convert import GivenRow, Rejections
 
@@ -121,6 +124,8 @@ class Outcome:
     known: list[Any] = field(default_factory=list)
     """Ids of parents that are committed now and need not be sent again."""
     met_duplicates: bool = False
+    landed: Landed | None = None
+    """The rows that were new, where they are to be published."""
 
 
 @dataclass(slots=True)
@@ -151,7 +156,8 @@ class Terms:
 
     `by_copy` chooses the path; `expect_duplicates` skips the optimistic COPY that a replay would fail.
     `known` are ids of parents that are committed and need not be sent again. `meanwhile` is work that may be done
-    while the server is waited for, as `PooledConnection` has it.
+    while the server is waited for, as `PooledConnection` has it. `publishes` asks for what landed, in
+    `Outcome.landed`.
     """
 
     by_copy: bool
@@ -159,14 +165,20 @@ class Terms:
     known: set[Any]
     lock_timeout_ms: int
     meanwhile: Callable[[], bool] | None
+    publishes: bool = False
 
 
 class BatchStore(ABC, Generic[B]):
     """Stores batches of rows. Not for use by two threads at once."""
 
+    signal: ClassVar[str]
+    landed_count: ClassVar[str]
+    """Which of the outcome's counts says how many rows were new."""
+
     def __init__(self, pool: ConnectionSource, config: WriterConfig, project: str, retry: RetryPolicy) -> None:
         self._pool = pool
         self._cache = cache_of(pool)
+        self._realtime: Realtime | None = getattr(pool, "realtime", None)
         self._config = config
         self._project = project
         self._retry = retry
@@ -230,6 +242,14 @@ class BatchStore(ABC, Generic[B]):
             self._remember(outcome.known)
             stored.counts.update(outcome.counts)
             stored.batches += 1
+            if self._realtime is not None:
+                self._publish(self._realtime.publisher, outcome)
+
+    def _publish(self, publisher: Publisher, outcome: Outcome) -> None:
+        if outcome.landed is not None:
+            publisher.offer(outcome.landed)
+        else:
+            publisher.miss(self.signal, outcome.counts[self.landed_count])
 
     def _remember(self, ids: Sequence[Any]) -> None:
         if len(self._known) + len(ids) > _KNOWN_IDS:
@@ -278,6 +298,7 @@ class BatchStore(ABC, Generic[B]):
             known=self._still_known(),
             lock_timeout_ms=max(1, int(self._config.lock_timeout_seconds * 1000)),
             meanwhile=self._meanwhile,
+            publishes=self._realtime is not None and self._realtime.publisher.wants_rows(),
         )
 
     def _is_last(self, state: tenacity.RetryCallState) -> bool:

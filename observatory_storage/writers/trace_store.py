@@ -17,6 +17,9 @@ from observatory_storage.writers.trace_transaction import TraceBatch, TraceTrans
 class TraceStore(BatchStore[TraceBatch]):
     """Stores rows of the kinds `span`, `event` and `trace`."""
 
+    signal = "traces"
+    landed_count = "spans_written"
+
     def prepare(self, rows: Mapping[str, Sequence[GivenRow]]) -> Prepared[TraceBatch]:
         """Check, fold and order rows, so that no transaction says two projects of one trace."""
         batches = []

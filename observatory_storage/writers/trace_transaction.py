@@ -26,6 +26,7 @@ from sqlalchemy import Table
 from observatory_storage.errors import is_duplicate
 from observatory_storage.models import TraceEvent, TraceSpan
 from observatory_storage.models.base import table_of
+from observatory_storage.realtime.landed import Landed
 from observatory_storage.writers import sql, wire
 from observatory_storage.writers.content import MODEL_CALLS, SpanKey, fill_spans
 from observatory_storage.writers.convert import Rejections, WireRow
@@ -97,11 +98,14 @@ class TraceTransaction:
         self._by_copy = terms.by_copy
         self._outcome = Outcome()
         self._lacking: list[SpanKey] = []
+        self._landed: Landed | None = None
 
     def write(self, batch: TraceBatch) -> Outcome:
         """Run the protocol up to, and without, the COMMIT."""
         self._connection.execute(sql.BEGIN_BATCH.format(lock_timeout_ms=self._terms.lock_timeout_ms).encode())
         self._outcome.known += write_resources(self._connection, batch.spans.resources, self._terms.known)
+        if self._terms.publishes:
+            self._outcome.landed = self._landed = Landed("traces", batch.spans.layout.names)
         deltas = TraceDeltas()
         candidates = self._write_spans(batch.spans, deltas)
         self._write_loose_events(batch.events.rows)
@@ -134,6 +138,8 @@ class TraceTransaction:
             return {}
         deltas.clear()
         self._lacking.clear()
+        if self._landed is not None:
+            self._landed.keep(lambda row: span_key(row) in new)
         if new:
             lacks_content = _lacks_content(spans.layout)
             for chunk in spans.chunks():
@@ -156,6 +162,8 @@ class TraceTransaction:
                 raise
             deltas.clear()
             self._lacking.clear()
+            if self._landed is not None:
+                self._landed.clear()
             self._outcome.counts["spans_written"] = 0
             return False
         return True
@@ -167,6 +175,8 @@ class TraceTransaction:
             yield chunk
             deltas.add(chunk)
             self._lacking += lacks_content(chunk)
+            if self._landed is not None:
+                self._landed.add(chunk)
         work_meanwhile(self._connection, self._terms.meanwhile)
 
     def _copy_events(self, events: Sequence[WireRow]) -> None:
@@ -230,6 +240,8 @@ class TraceTransaction:
         trace_ids = _uuids(sorted({row[0] for row in replaced}))
         query(self._connection, sql.RECOMPUTE_TRACES, [dt.datetime.now(dt.UTC), trace_ids, trace_ids])
         self._lacking += _lacks_content(spans.layout)(replaced)
+        if self._landed is not None:
+            self._landed.add(replaced)
         self._outcome.counts["spans_replaced"] = len(replaced)
         self._outcome.counts["spans_duplicate"] -= len(replaced)
 
