@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         InvalidFilterError,
         NotFoundError,
         PoolTimeoutError,
+        QueueFullError,
         RejectedRowError,
         StorageError,
         UnavailableError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from observatory_storage.llm import LlmSpan
     from observatory_storage.policies import RetentionPolicy
     from observatory_storage.pool import StoragePool
+    from observatory_storage.realtime import RedisIngestQueue, TailFilters
     from observatory_storage.repositories import (
         LogFilters,
         LogRepository,
@@ -39,7 +41,15 @@ if TYPE_CHECKING:
         TraceRepository,
     )
     from observatory_storage.unit_of_work import UnitOfWork
-    from observatory_storage.writers import CopyWriter, LogWriter, MetricWriter, TraceWriter, WriteMethod, WriterConfig
+    from observatory_storage.writers import (
+        CopyWriter,
+        IngestWorker,
+        LogWriter,
+        MetricWriter,
+        TraceWriter,
+        WriteMethod,
+        WriterConfig,
+    )
 
 __version__ = "0.1.0"
 
@@ -48,6 +58,7 @@ __all__ = [
     "ConfigurationError",
     "CopyWriter",
     "DecodeError",
+    "IngestWorker",
     "IntegrityError",
     "InvalidFilterError",
     "LlmSpan",
@@ -60,12 +71,15 @@ __all__ = [
     "NotFoundError",
     "Page",
     "PoolTimeoutError",
+    "QueueFullError",
+    "RedisIngestQueue",
     "RejectedRowError",
     "RetentionPolicy",
     "SpanFilters",
     "StorageConfig",
     "StorageError",
     "StoragePool",
+    "TailFilters",
     "TimeSeriesQuery",
     "TraceDetail",
     "TraceFilters",
@@ -84,6 +98,7 @@ _HOMES: Final = {
     "ConfigurationError": "errors",
     "CopyWriter": "writers",
     "DecodeError": "errors",
+    "IngestWorker": "writers",
     "IntegrityError": "errors",
     "InvalidFilterError": "errors",
     "LlmSpan": "llm",
@@ -96,12 +111,15 @@ _HOMES: Final = {
     "NotFoundError": "errors",
     "Page": "repositories",
     "PoolTimeoutError": "errors",
+    "QueueFullError": "errors",
+    "RedisIngestQueue": "realtime",
     "RejectedRowError": "errors",
     "RetentionPolicy": "policies",
     "SpanFilters": "repositories",
     "StorageConfig": "config",
     "StorageError": "errors",
     "StoragePool": "pool",
+    "TailFilters": "realtime",
     "TimeSeriesQuery": "repositories",
     "TraceDetail": "repositories",
     "TraceFilters": "repositories",

@@ -88,6 +88,10 @@ class BufferFullError(WriteError):
         self.taken = taken
 
 
+class QueueFullError(StorageError):
+    """A queue holds as much as it may: the same call may succeed when workers have caught up."""
+
+
 class RejectedRowError(StorageError):
     """One row that cannot be stored; `row` is what was given, `reason` says why."""
 

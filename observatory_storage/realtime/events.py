@@ -158,7 +158,7 @@ def _read_spans(columns: list[Any], project: str) -> Iterator[SpanEvent]:
     trace_ids, span_ids, starts, *rest, costs = columns
     ids: Any = zip(_ids(trace_ids, "trace_id"), _ids(span_ids, "span_id"), map(_time, starts), strict=True)
     for key, other, cost in zip(ids, zip(*rest, strict=True), costs, strict=True):
-        yield SpanEvent(*key, project, *other, None if cost is None else Decimal(cost))
+        yield SpanEvent._make((*key, project, *other, None if cost is None else Decimal(cost)))
 
 
 def _read_logs(columns: list[Any], project: str) -> Iterator[LogEvent]:
@@ -166,13 +166,13 @@ def _read_logs(columns: list[Any], project: str) -> Iterator[LogEvent]:
     of_trace: Any = zip(_ids(trace_ids, "trace_id"), _ids(span_ids, "span_id"), strict=True)
     keys: Any = zip(_ids(ids, "id"), map(_time, times), strict=True)
     for key, other, last in zip(keys, zip(*rest, strict=True), of_trace, strict=True):
-        yield LogEvent(*key, project, *other, *last)
+        yield LogEvent._make((*key, project, *other, *last))
 
 
 def _read_points(columns: list[Any], project: str) -> Iterator[PointEvent]:
     times, *rest = columns
     for time, other in zip(map(_time, times), zip(*rest, strict=True), strict=True):
-        yield PointEvent(time, project, *other)
+        yield PointEvent._make((time, project, *other))
 
 
 def _ids(column: Any, name: str) -> list[Any]:

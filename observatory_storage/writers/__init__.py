@@ -6,15 +6,18 @@ from observatory_storage.writers.copy import CopyWriter
 from observatory_storage.writers.log import LogWriter, LogWriteStats
 from observatory_storage.writers.metric import MetricWriter, MetricWriteStats
 from observatory_storage.writers.trace import TraceWriter, WriteStats
+from observatory_storage.writers.worker import IngestWorker, WorkerStats
 
 __all__ = [
     "BufferStats",
     "CopyWriter",
+    "IngestWorker",
     "LogWriteStats",
     "LogWriter",
     "MetricWriteStats",
     "MetricWriter",
     "TraceWriter",
+    "WorkerStats",
     "WriteMethod",
     "WriteStats",
     "WriterConfig",
