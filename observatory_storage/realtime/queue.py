@@ -18,6 +18,7 @@ GROUP: Final = "workers"
 DEFAULT_MAX_ENTRIES: Final = 100_000
 DEFAULT_MAX_BYTES: Final = 256 * 1024 * 1024
 _LOOK_AGAIN_SECONDS: Final = 0.05
+_SHORTEST_TIMEOUT_SECONDS: Final = 2.0
 
 # Appends within the bounds: entries, and bytes of payload.
 _PUT: Final = """
@@ -141,7 +142,8 @@ class RedisIngestQueue:
             raise ConfigurationError("a queue needs Redis, and none is configured: set REDIS_URL")
         client = redis.Redis.from_url(
             config.url.get_secret_value(),
-            socket_timeout=config.timeout_seconds,
+            # A worker that waits for requests has no answer for half a second.
+            socket_timeout=max(config.timeout_seconds, _SHORTEST_TIMEOUT_SECONDS),
             socket_connect_timeout=config.timeout_seconds,
             protocol=2,
         )
