@@ -129,7 +129,7 @@ class ReadCache:
         self._trace_prefix = prefix + b":trace:"
         self._other_prefix = prefix + b":other:"
         self._max_bytes = max_bytes
-        self._longest = max((kind.ttl_seconds for kind in kinds.values()), default=0.0)
+        self._trace_seconds = max((kinds[kind].ttl_seconds for kind in _OF_TRACE if kind in kinds), default=0.0)
         self._fill = client.register_script(_FILL)
         # Writers do not stand in line with readers.
         self._forget = writers_client.register_script(_FORGET)
@@ -189,7 +189,7 @@ class ReadCache:
         if self._pid != os.getpid():
             self._start_afresh()
         ids = list(trace_ids)
-        if not ids or not self._longest:
+        if not ids or not self._trace_seconds:
             return
         if self._breaker.allows():
             try:
@@ -367,7 +367,7 @@ class ReadCache:
         with self._lock:
             if len(self._pending) + len(ids) > _MOST_PENDING:
                 self._pending.clear()
-                self._stale_until = time.monotonic() + self._longest
+                self._stale_until = time.monotonic() + self._trace_seconds
             else:
                 self._pending.update(ids)
 
