@@ -216,6 +216,8 @@ class LlmSpan(Model):
     def from_span(cls, span: TraceSpan, events: Iterable[TraceEvent] = ()) -> LlmSpan:
         """Rebuild the span from its stored row and its events, in whatever order these come."""
         row: dict[str, Any] = {name: getattr(span, name) for name in _COLUMNS}
+        # What the client said: that another span repeats it is known only among the spans of its trace.
+        row["counts_usage"] = span.counts_usage or span.repeats_usage
         row["events"] = [
             {"name": event.name, "timestamp": event.timestamp, "attributes": event.attributes}
             for event in sorted(events, key=lambda event: event.event_index)

@@ -13,6 +13,7 @@ from observatory_storage.models.rows import (
     TraceRow,
 )
 from observatory_storage.models.trace import Resource, Trace, TraceEvent, TraceSpan
+from observatory_storage.models.usage import UsageRollup
 
 __all__ = [
     "Base",
@@ -31,4 +32,5 @@ __all__ = [
     "TraceEvent",
     "TraceRow",
     "TraceSpan",
+    "UsageRollup",
 ]

@@ -120,8 +120,10 @@ class TraceSpan(Base):
     """A span, with what it says of a model call as typed columns.
 
     `input_tokens` includes cached tokens and `output_tokens` includes reasoning tokens. `counts_usage` is
-    true where the span is a model call, whose tokens and cost count in summaries, and false on a wrapper
-    that repeats the sum of the calls below it. `duration_us` is 0 where the end lies before the start.
+    true where the span is a model call whose tokens and cost count in summaries and rollups, so that a plain sum
+    over such spans is right; it is false on a wrapper that repeats the sum of the calls below it, and on a model
+    call whose usage another one of its trace repeats, where `repeats_usage` is true. Null there means that the
+    span is not in the rollups yet. `duration_us` is 0 where the end lies before the start.
     `input_from_logs` and `output_from_logs` are true where the column was filled from log records.
     """
 
@@ -175,6 +177,7 @@ class TraceSpan(Base):
     created_at: Mapped[CreatedAt]
     input_from_logs: Mapped[Bool | None]
     output_from_logs: Mapped[Bool | None]
+    repeats_usage: Mapped[Bool | None]
 
     __table_args__ = (
         CheckConstraint(one_of("kind", *SPAN_KINDS), name="kind"),
@@ -189,6 +192,12 @@ class TraceSpan(Base):
         ),
         # Holds open spans only: a finished version finds the one it replaces at no cost to other rows.
         Index("trace_spans_open_idx", "trace_id", "span_id", postgresql_where=text("end_time IS NULL")),
+        # Holds the model calls that maintenance has still to add to the rollups: none that the writers wrote.
+        Index(
+            "trace_spans_trace_id_idx",
+            "trace_id",
+            postgresql_where=text("counts_usage AND repeats_usage IS NULL"),
+        ),
         partitioned_by("start_time"),
     )
 

@@ -164,7 +164,9 @@ class _Target:
 
 def _span_columns(rows: Sequence[GivenRow], projects: Sequence[str], failed: Failed, kept: Kept) -> Ready:
     times = time_columns(rows, failed, kept)
-    return times | computed_columns(rows, times["start_time"], times["end_time"], kept)
+    # They are in no rollup yet: maintenance adds them, and decides then which calls count.
+    unsettled: Ready = {"repeats_usage": [None] * len(rows)}
+    return times | computed_columns(rows, times["start_time"], times["end_time"], kept) | unsettled
 
 
 def _metric_columns(rows: Sequence[GivenRow], projects: Sequence[str], failed: Failed, kept: Kept) -> Ready:

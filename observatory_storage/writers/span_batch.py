@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Final, Self
 
 from observatory_storage.identity import content_id
@@ -23,6 +24,7 @@ from observatory_storage.writers.convert import (
     well_formed,
 )
 from observatory_storage.writers.keyed_batch import KeyedBatch
+from observatory_storage.writers.nested_calls import linked_traces, repeated_calls
 from observatory_storage.writers.tables import EVENTS, SPANS
 
 # Indexes of events that were written by themselves, without a place in their span, start here.
@@ -32,8 +34,18 @@ UNIX_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _SPAN_KEYS: Final = frozenset(SpanRow.__annotations__) | {"created_at"}
 _EVENT_KEYS: Final = frozenset(EventRow.__annotations__)
 # What a batch looks at before its rows are converted.
-_TAKEN: Final = (*SPANS.key, "end_time", "project", "resource_id", "resource", "events")
+_TAKEN: Final = (
+    *SPANS.key,
+    "end_time",
+    "parent_span_id",
+    "counts_usage",
+    "project",
+    "resource_id",
+    "resource",
+    "events",
+)
 _DURATION: Final = SPANS.columns[SPANS.index["duration_us"]]
+_USAGE: Final = ("input_tokens", "output_tokens", "total_tokens", "cost_usd")
 
 
 class SpanBatch(KeyedBatch):
@@ -47,9 +59,11 @@ class SpanBatch(KeyedBatch):
 
     def __init__(self, rejections: Rejections) -> None:
         super().__init__(rejections)
-        self._keys.update({name: [] for name in (*SPANS.key, "end_time")})
+        names = (*SPANS.key, "end_time", "parent_span_id", "counts_usage", "repeats_usage")
+        self._keys.update({name: [] for name in names})
         self._events: list[WireRow] | None = None
         self._has_events = False
+        self._settled_without = 0
 
     @classmethod
     def from_rows(cls, rows: Sequence[GivenRow], project: str, rejections: Rejections) -> SpanBatch:
@@ -93,6 +107,39 @@ class SpanBatch(KeyedBatch):
             for place, key in enumerate(ids)
             if ends[place] is not None and place not in self._rejected
         }
+
+    def settle_usage(self) -> None:
+        """Decide which model calls of the batch count, for the rows that are there now."""
+        self._settled_without = len(self._rejected)
+        repeats = [False] * len(self._given)
+        calls = self._keys["counts_usage"]
+        if self._rejected:
+            calls = [is_call and place not in self._rejected for place, is_call in enumerate(calls)]
+        for place in repeated_calls(*self._tree, calls, self._have_usage):
+            repeats[place] = True
+        self._keys["repeats_usage"] = repeats
+
+    def unsettled(self, continued: AbstractSet[bytes]) -> set[bytes]:
+        """Return the traces in which stored spans may change which calls count, of those that had spans before.
+
+        And those of which a row was rejected while the batch was sent, that another one was thought to repeat.
+        """
+        found = linked_traces(continued, *self._tree, self._keys["counts_usage"]) if continued else set()
+        if len(self._rejected) > self._settled_without:
+            repeats = zip(self._keys["trace_id"], self._keys["repeats_usage"], strict=True)
+            found.update(trace_id for trace_id, is_repeat in repeats if is_repeat)
+        return found
+
+    @property
+    def _tree(self) -> tuple[list[bytes], list[bytes], list[bytes | None]]:
+        return self._keys["trace_id"], self._keys["span_id"], self._keys["parent_span_id"]
+
+    def _have_usage(self, places: Sequence[int]) -> list[bool]:
+        rows = [self._given[place] for place in places]
+        columns = (
+            convert_column(SPANS.columns[SPANS.index[name]], [row.get(name) for row in rows], {}, {}) for name in _USAGE
+        )
+        return [any(values) for values in zip(*columns, strict=True)]
 
     def select(self, wanted: Callable[[int], bool]) -> Self:
         """Return a batch of the rows at the wanted places."""
@@ -147,6 +194,7 @@ class SpanBatch(KeyedBatch):
             self.rejections.add(known[place], reason)
         self._given = [known[place] for place in places]
         self._keys = {name: [column[place] for place in places] for name, column in keys.items()}
+        self._keys["repeats_usage"] = [False] * len(places)
         if kept:
             self._kept = {at: kept[place] for at, place in enumerate(places) if place in kept}
         self._resolve_resources([resource_ids[place] for place in places], [resources[place] for place in places])
@@ -175,7 +223,12 @@ class SpanBatch(KeyedBatch):
         failed: dict[int, str],
         kept: dict[int, dict[str, Any]],
     ) -> Mapping[str, list[Any]]:
-        return computed_columns(rows, ready["start_time"], ready["end_time"], kept)
+        computed = computed_columns(rows, ready["start_time"], ready["end_time"], kept)
+        repeats = ready["repeats_usage"]
+        if True in repeats:
+            pairs = zip(ready["counts_usage"], repeats, strict=True)
+            computed["counts_usage"] = [counts and not is_repeat for counts, is_repeat in pairs]
+        return computed
 
     def _convert_events(self) -> list[WireRow]:
         if not self._has_events:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from observatory_storage.usage.sums import AMOUNTS, DIMENSIONS
 from observatory_storage.writers.tables import (
     DATA_POINTS,
     EVENTS,
@@ -197,13 +198,15 @@ WHERE end_time IS NULL AND trace_id = ANY(%b::uuid[])
   AND start_time >= %b::timestamptz AND start_time <= %b::timestamptz
 """
 
-# Take out the open versions of spans whose finished versions came; those return in their place.
-DELETE_OPEN_SPANS: Final = """
+# Take out the open versions of spans whose finished versions came; those return in their place. Returns what usage
+# the open ones were counted with.
+DELETE_OPEN_SPANS: Final = f"""
 DELETE FROM trace_spans AS s
 USING unnest(%b::uuid[], %b::bytea[], %b::timestamptz[]) AS given (trace_id, span_id, start_time)
 WHERE s.trace_id = given.trace_id AND s.span_id = given.span_id AND s.start_time = given.start_time
   AND s.end_time IS NULL AND s.start_time >= %b::timestamptz AND s.start_time <= %b::timestamptz
-RETURNING uuid_send(s.trace_id) || s.span_id || timestamptz_send(s.start_time)
+RETURNING uuid_send(s.trace_id) || s.span_id || timestamptz_send(s.start_time), s.parent_span_id, s.counts_usage,
+    s.repeats_usage, {", ".join(f"s.{name}" for name in (*DIMENSIONS, *AMOUNTS))}
 """
 
 # The events of a replaced span go with it; events that were written by themselves stay.
@@ -279,12 +282,12 @@ def _upsert_traces() -> str:
         f"batch.now, batch.now FROM {_unnest(TRACES)}, (SELECT %b::timestamptz AS now) AS batch "
         f"ON CONFLICT (id) DO UPDATE SET {', '.join(assignments)} "
         f"WHERE t.project = excluded.project OR ({_unclaimed('t')} AND NOT {_unclaimed('excluded')}) "
-        "RETURNING uuid_send(t.id)"
+        "RETURNING uuid_send(t.id), t.span_count"
     )
 
 
 # Add what new spans say to their traces; takes the lock on each, in id order. A trace of another project
-# is not touched and not returned.
+# is not touched and not returned. By the number of its spans that a trace has now, the writer knows whether it had any.
 UPSERT_TRACES: Final = _upsert_traces()
 
 # Compute traces anew from their spans. Only under their locks, only for those with a replaced span.

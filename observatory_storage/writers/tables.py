@@ -134,6 +134,7 @@ SPANS: Final = WriteTable(
         Column("status", _STATUS, default="unset"),
         Column("status_message", _TEXT),
         Column("counts_usage", _BOOL, default=False),
+        Column("repeats_usage", _BOOL),
         Column("input_tokens", _TOKENS),
         Column("output_tokens", _TOKENS),
         Column("total_tokens", TokenKind(total=True)),

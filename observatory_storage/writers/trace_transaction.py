@@ -6,9 +6,10 @@
    merge through a temporary table. Or one INSERT. Events of the spans that were new follow.
 4. One additive upsert of the summaries, in id order: this is the lock on each trace.
 5. Only now, in new statements whose snapshot is younger than the wait for that lock: finished versions
-   replace open ones, and the traces of those, alone, are computed anew; and model calls without content get
-   what was logged for them.
-6. COMMIT, by the caller.
+   replace open ones, and the traces of those, alone, are computed anew; where a trace had spans before, which of
+   its model calls count is decided anew; and model calls without content get what was logged for them.
+6. What the batch adds to the rollups of usage, or takes from them, is appended.
+7. COMMIT, by the caller.
 
 Why so and not otherwise: `docs/decisions/write-protocol.md`.
 """
@@ -27,7 +28,10 @@ from observatory_storage.errors import is_duplicate
 from observatory_storage.models import TraceEvent, TraceSpan
 from observatory_storage.models.base import table_of
 from observatory_storage.realtime.landed import Landed
+from observatory_storage.usage.recount import add_calls, insert_parts, recount
+from observatory_storage.usage.sums import HOUR_US, UsageSums
 from observatory_storage.writers import sql, wire
+from observatory_storage.writers.batch_usage import BatchUsage
 from observatory_storage.writers.content import MODEL_CALLS, SpanKey, fill_spans
 from observatory_storage.writers.convert import Rejections, WireRow
 from observatory_storage.writers.resources import write_resources
@@ -48,6 +52,10 @@ from observatory_storage.writers.trace_summary import OwnTrace, TraceDeltas
 _KEY_WIDTH: Final = len(SPANS.key)
 _START: Final = SPANS.index["start_time"]
 _PROJECT: Final = SPANS.index["project"]
+_PARENT: Final = SPANS.index["parent_span_id"]
+_COUNTS: Final = SPANS.index["counts_usage"]
+_REPEATS: Final = SPANS.index["repeats_usage"]
+_SPAN_COUNT: Final = TRACES.index["span_count"]
 _EVENT_PROJECT: Final = EVENTS.index["project"]
 _EVENT_SPAN_START: Final = EVENTS.index["span_start_time"]
 
@@ -99,6 +107,8 @@ class TraceTransaction:
         self._outcome = Outcome()
         self._lacking: list[SpanKey] = []
         self._landed: Landed | None = None
+        self._usage = BatchUsage(SPANS.full)
+        self._sums = UsageSums()
 
     def write(self, batch: TraceBatch) -> Outcome:
         """Run the protocol up to, and without, the COMMIT."""
@@ -107,15 +117,21 @@ class TraceTransaction:
         if self._terms.publishes:
             self._outcome.landed = self._landed = Landed("traces", batch.spans.layout.names)
         deltas = TraceDeltas()
+        self._usage = BatchUsage(batch.spans.layout)
+        batch.spans.settle_usage()
         candidates = self._write_spans(batch.spans, deltas)
         self._write_loose_events(batch.events.rows)
         projects = batch.spans.projects
         locked = {key[:16]: projects[key[:16]] for key in candidates}
         for event in batch.events.rows:
             locked.setdefault(event[0], event[_EVENT_PROJECT])
-        self._upsert_traces(deltas.rows(batch.traces, locked))
+        continued = self._upsert_traces(deltas.rows(batch.traces, locked))
+        unsettled = batch.spans.unsettled(continued)
         if candidates:
-            self._replace(batch.spans, candidates)
+            unsettled |= self._replace(batch.spans, candidates)
+        self._usage.add_to(self._sums)
+        recount(self._connection, unsettled, self._sums)
+        insert_parts(self._connection, self._sums)
         self._outcome.counts["spans_filled"] = fill_spans(self._connection, self._lacking)
         self._outcome.counts["traces_written"] = len(batch.traces)
         return self._outcome
@@ -137,6 +153,7 @@ class TraceTransaction:
             self._copy_events(spans.events())
             return {}
         deltas.clear()
+        self._usage.clear()
         self._lacking.clear()
         if self._landed is not None:
             self._landed.keep(lambda row: span_key(row) in new)
@@ -145,6 +162,7 @@ class TraceTransaction:
             for chunk in spans.chunks():
                 rows = [row for row in chunk if span_key(row) in new]
                 deltas.add(rows)
+                self._usage.add(rows)
                 self._lacking += lacks_content(rows)
             self._copy_events([event for event in spans.events() if span_key(event) in new])
         finished = {key: place for key, place in spans.finished().items() if key not in new}
@@ -161,6 +179,7 @@ class TraceTransaction:
             if not is_duplicate(error):
                 raise
             deltas.clear()
+            self._usage.clear()
             self._lacking.clear()
             if self._landed is not None:
                 self._landed.clear()
@@ -174,6 +193,7 @@ class TraceTransaction:
         for chunk in spans.chunks():
             yield chunk
             deltas.add(chunk)
+            self._usage.add(chunk)
             self._lacking += lacks_content(chunk)
             if self._landed is not None:
                 self._landed.add(chunk)
@@ -215,25 +235,28 @@ class TraceTransaction:
         found = query(self._connection, sql.OPEN_SPANS, [_uuids(trace_ids), *_span_of_time(start_times)])
         return {key: finished[key] for key in map(bytes, (row[0] for row in found)) if key in finished}
 
-    def _upsert_traces(self, rows: Sequence[WireRow]) -> None:
+    def _upsert_traces(self, rows: Sequence[WireRow]) -> set[bytes]:
+        """Return the traces that got spans and had some before."""
         if not rows:
-            return
+            return set()
         parameters = [*encode_columns(TRACES, TRACES.full, rows), dt.datetime.now(dt.UTC)]
-        done = {bytes(row[0]) for row in query(self._connection, sql.UPSERT_TRACES, parameters)}
+        done = {bytes(key): spans for key, spans in query(self._connection, sql.UPSERT_TRACES, parameters)}
         if len(done) < len(rows):
             foreign = {row[0]: row[1] for row in rows if row[0] not in done}
             self._refuse_foreign(foreign)
             # Their rows changed hands in between; the batch is tried again from the start.
             raise ForeignTraceError({})
+        return {row[0] for row in rows if 0 < row[_SPAN_COUNT] < done[row[0]]}
 
-    def _replace(self, spans: SpanBatch, candidates: Mapping[bytes, int]) -> None:
+    def _replace(self, spans: SpanBatch, candidates: Mapping[bytes, int]) -> set[bytes]:
+        """Put finished versions in the place of open ones; return the traces in which that may change what counts."""
         rows = spans.rows(sorted(candidates.values()))
         bounds = _span_of_time([row[_START] for row in rows])
         parameters = [*_span_keys(rows), *bounds]
-        taken = {bytes(row[0]) for row in query(self._connection, sql.DELETE_OPEN_SPANS, parameters)}
+        taken = {bytes(key): old for key, *old in query(self._connection, sql.DELETE_OPEN_SPANS, parameters)}
         replaced = [row for row in rows if span_key(row) in taken]
         if not replaced:
-            return
+            return set()
         insert_rows(self._connection, SPANS, spans.layout, [replaced])
         query(self._connection, sql.DELETE_EVENTS, [*_span_keys(replaced), LOOSE_EVENTS, *bounds])
         self._insert_events([event for event in spans.events() if span_key(event) in taken])
@@ -244,6 +267,19 @@ class TraceTransaction:
             self._landed.add(replaced)
         self._outcome.counts["spans_replaced"] = len(replaced)
         self._outcome.counts["spans_duplicate"] -= len(replaced)
+        self._usage.add(replaced)
+        return self._take_out({span_key(row): row for row in replaced}, taken)
+
+    def _take_out(self, replaced: Mapping[bytes, WireRow], taken: Mapping[bytes, Sequence[Any]]) -> set[bytes]:
+        """Take the usage of open versions out of the rollups; return the traces in which calls came, went or moved."""
+        unsettled = set()
+        for key, (parent, counted, repeated, *values) in taken.items():
+            row = replaced[key]
+            if counted and repeated is not None:
+                add_calls(self._sums, [(-1, row[_START] // HOUR_US, values)])
+            if counted or repeated or row[_COUNTS] or row[_REPEATS] or parent != row[_PARENT]:
+                unsettled.add(row[0])
+        return unsettled
 
 
 def _lacks_content(layout: Layout) -> Callable[[Iterable[WireRow]], list[SpanKey]]:

@@ -1,0 +1,1 @@
+"""What counts as usage, and how it is added up; all that writers and maintenance must do alike."""
