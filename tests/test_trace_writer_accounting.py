@@ -262,7 +262,7 @@ def test_costs_of_any_size_sum_without_rounding(pool: StoragePool, database_url:
     spans = make_spans(traces=1, spans=3)
     costs = [Decimal("123456789012345.1"), Decimal("1e-30"), Decimal("1e-12")]
     for span, cost in zip(spans, costs, strict=True):
-        span |= {"cost_usd": cost, "counts_usage": True}
+        span |= {"cost_usd": cost, "counts_usage": True, "parent_span_id": None}
     with TraceWriter(pool, WriterConfig(method=method)) as writer:
         writer.write_spans(spans)
     assert stored(database_url)["traces"][0]["cost_usd"] == Decimal("123456789012345.100000000001000000000000000001")

@@ -30,7 +30,7 @@ def maintain(
     database_url: DatabaseUrl = None,
     config: ConfigFile = None,
 ) -> None:
-    """Make partitions ahead, remove what is older than its policy, and build the text indexes of closed partitions.
+    """Make partitions ahead, fold usage, remove what is older than its policy, and index the text of closed partitions.
 
     To be called every few minutes, from as many hosts as you like: while one works, the others leave it to that
     one, which is no error. Prints nothing into a pipe where nothing was due.
@@ -66,17 +66,23 @@ def print_report(terminals: Terminals, report: MaintenanceReport) -> None:
         _print_retention(
             out, "to go", report.retention.partitions_left, report.retention.rows_left, report.retention.bytes_left
         )
+        _print_usage(out, "to fold", report.usage.parts_left, "to add to usage", report.usage.spans_left)
         _print_indexes(out, "to build", report.text_indexes_left)
     else:
         _print_names(out, "made", report.partitions_made)
         retention = report.retention
         _print_retention(out, "gone", retention.partitions_dropped, retention.rows_deleted, retention.bytes_freed)
+        _print_usage(out, "folded", report.usage.parts_folded, "added to usage", report.usage.spans_added)
+        if report.usage.spans_left:
+            out.print(f"{formats.counted(report.usage.spans_left, 'span')} left for the next run to add to usage")
         _print_indexes(out, "built", report.text_indexes_built)
     for problem in report.problems:
         terminals.err.print((terminals.err.text(problem), "red"))
     is_idle = not (
         report.partitions_made
         or report.text_indexes_built
+        or report.usage.parts_folded
+        or report.usage.spans_added
         or report.retention.partitions_dropped
         or report.retention.rows_deleted
     )
@@ -97,6 +103,13 @@ def _print_retention(out: Terminal, what: str, partitions: tuple[str, ...], rows
         out.print(f"{size:,} bytes of expired partitions {'to free' if what == 'to go' else 'freed'}")
     for table, number in rows.items():
         out.print(f"{formats.counted(number, 'row')} of {out.text(table)} {what}, expired")
+
+
+def _print_usage(out: Terminal, folded: str, parts: int, added: str, spans: int) -> None:
+    if parts:
+        out.print(f"{formats.counted(parts, 'part')} of usage {folded}")
+    if spans:
+        out.print(f"{formats.counted(spans, 'span')} {added}")
 
 
 def _print_indexes(out: Terminal, what: str, names: tuple[str, ...]) -> None:

@@ -17,6 +17,7 @@ from observatory_storage.lifecycle.partitions import ConnectionSource, Partition
 from observatory_storage.lifecycle.retention import Retention, RetentionReport
 from observatory_storage.lifecycle.session import Configured, maintenance_session
 from observatory_storage.lifecycle.text_index import TextIndexer
+from observatory_storage.lifecycle.usage_upkeep import UsageReport, UsageUpkeep
 from observatory_storage.lifecycle.widths import PartitionWidth
 from observatory_storage.models import Base
 from observatory_storage.policies import FOREVER, TABLES, RetentionPolicy
@@ -53,6 +54,7 @@ class MaintenanceReport:
     partitions_made: tuple[str, ...] = ()
     partitions_left: tuple[str, ...] = ()
     """What could not be made: `problems`, and the warnings of the log, say why."""
+    usage: UsageReport = field(default_factory=UsageReport)
     retention: RetentionReport = field(default_factory=RetentionReport)
     text_indexes_built: tuple[str, ...] = ()
     text_indexes_left: tuple[str, ...] = ()
@@ -63,7 +65,7 @@ class MaintenanceReport:
     def is_complete(self) -> bool:
         """Tell whether all that was due has been done."""
         left = self.partitions_left or self.text_indexes_left or self.problems
-        return self.retention.is_complete and not (self.is_busy or left)
+        return self.usage.is_complete and self.retention.is_complete and not (self.is_busy or left)
 
 
 def maintain(
@@ -81,7 +83,13 @@ def maintain(
     policies = tuple(pool.config.retention if retention is None else retention)
     report = on_progress or _say_nothing
     work = _Work(
-        manager, TextIndexer(pool), Retention(pool, manager, policies, on_progress=report), policies, ahead, report
+        manager,
+        TextIndexer(pool),
+        UsageUpkeep(pool, manager, on_progress=report),
+        Retention(pool, manager, policies, on_progress=report),
+        policies,
+        ahead,
+        report,
     )
     session = maintenance_session(
         pool.config, lock_timeout_seconds=work.indexer.lock_timeout_seconds, wait_seconds=wait_seconds
@@ -113,6 +121,7 @@ class _Due:
 class _Work:
     manager: PartitionManager
     indexer: TextIndexer
+    usage: UsageUpkeep
     retention: Retention
     policies: Sequence[RetentionPolicy]
     ahead: dt.timedelta
@@ -123,6 +132,7 @@ class _Work:
         retention = self.retention.run(dry_run=True)
         return MaintenanceReport(
             is_dry_run=True,
+            usage=self.usage.preview(),
             retention=retention,
             partitions_left=tuple(name for one in due for name in self._names(one.table, [*one.starts, *one.crowded])),
             text_indexes_left=tuple(self.indexer.pending(connection)),
@@ -132,6 +142,9 @@ class _Work:
     def run(self, connection: psycopg.Connection[Any]) -> MaintenanceReport:
         due = self._due(connection)
         made, left, problems = self._make_partitions(due)
+        # Before retention, which takes spans whose usage may not be in the rollups yet.
+        usage = self.usage.run()
+        problems += usage.problems
         retention = self.retention.run()
         problems += retention.problems
         if retention.partitions_left:
@@ -143,6 +156,7 @@ class _Work:
         return MaintenanceReport(
             partitions_made=tuple(made),
             partitions_left=tuple(left),
+            usage=usage,
             retention=retention,
             text_indexes_built=indexes.built,
             text_indexes_left=indexes.left,

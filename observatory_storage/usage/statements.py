@@ -125,3 +125,11 @@ ORDER BY s.trace_id LIMIT %(limit)s
 LOCK_TRACES: Final = """
 SELECT id FROM traces WHERE id = ANY(%(ids)s::uuid[]) ORDER BY id FOR UPDATE SKIP LOCKED
 """
+
+COUNT_WAITING: Final = "SELECT count(*) FROM usage_rollups WHERE NOT is_folded"
+
+# The model calls of stored traces that are not in the rollups.
+COUNT_UNROLLED: Final = """
+SELECT count(*) FROM trace_spans AS s
+WHERE s.counts_usage AND s.repeats_usage IS NULL AND EXISTS (SELECT FROM traces AS t WHERE t.id = s.trace_id)
+"""
