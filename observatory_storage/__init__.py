@@ -39,6 +39,8 @@ if TYPE_CHECKING:
         TraceDetail,
         TraceFilters,
         TraceRepository,
+        UsageQuery,
+        UsageRepository,
     )
     from observatory_storage.unit_of_work import UnitOfWork
     from observatory_storage.writers import (
@@ -87,6 +89,8 @@ __all__ = [
     "TraceWriter",
     "UnavailableError",
     "UnitOfWork",
+    "UsageQuery",
+    "UsageRepository",
     "WriteError",
     "WriteMethod",
     "WriterConfig",
@@ -127,6 +131,8 @@ _HOMES: Final = {
     "TraceWriter": "writers",
     "UnavailableError": "errors",
     "UnitOfWork": "unit_of_work",
+    "UsageQuery": "repositories",
+    "UsageRepository": "repositories",
     "WriteError": "errors",
     "WriteMethod": "writers",
     "WriterConfig": "writers",

@@ -13,6 +13,7 @@ from observatory_storage.errors import StorageError, translate_errors
 from observatory_storage.repositories.log import LogRepository
 from observatory_storage.repositories.metric import MetricRepository
 from observatory_storage.repositories.trace import TraceRepository
+from observatory_storage.repositories.usage import UsageRepository
 
 
 class UnitOfWork:
@@ -26,6 +27,7 @@ class UnitOfWork:
     traces: TraceRepository
     metrics: MetricRepository
     logs: LogRepository
+    usage: UsageRepository
 
     def __init__(self, session_factory: sessionmaker[Session]) -> None:
         self._session_factory = session_factory
@@ -43,6 +45,7 @@ class UnitOfWork:
         self.traces = TraceRepository(self.session)
         self.metrics = MetricRepository(self.session)
         self.logs = LogRepository(self.session)
+        self.usage = UsageRepository(self.session)
         return self
 
     def __exit__(

@@ -37,6 +37,21 @@ from observatory_storage.repositories.results import (
     UsageRow,
 )
 from observatory_storage.repositories.trace import TraceRepository
+from observatory_storage.repositories.usage import UsageRepository
+from observatory_storage.repositories.usage_filters import (
+    TopUsageQuery,
+    UsagePercentileQuery,
+    UsageQuery,
+    UsageSeriesQuery,
+)
+from observatory_storage.repositories.usage_results import (
+    TopUsage,
+    UsageBucket,
+    UsagePercentiles,
+    UsageResult,
+    UsageSeries,
+    UsageTotals,
+)
 
 __all__ = [
     "CostQuery",
@@ -67,10 +82,21 @@ __all__ = [
     "TimeSeries",
     "TimeSeriesQuery",
     "TimeSeriesResult",
+    "TopUsage",
+    "TopUsageQuery",
     "TraceDetail",
     "TraceFilters",
     "TraceRepository",
     "TraceStatistics",
     "TraceStats",
+    "UsageBucket",
+    "UsagePercentileQuery",
+    "UsagePercentiles",
+    "UsageQuery",
+    "UsageRepository",
+    "UsageResult",
     "UsageRow",
+    "UsageSeries",
+    "UsageSeriesQuery",
+    "UsageTotals",
 ]
