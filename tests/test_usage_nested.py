@@ -81,6 +81,10 @@ CASES: dict[str, tuple[Sequence[Span], tuple[int, int, int]]] = {
     "three deep": ([call("a", None, 1), call("b", "a", 2), call("c", "b", 4)], (1, 0, 4)),
     "zero is no usage": ([call("outer", None, 5), call("inner", "outer", 0, cost_usd=Decimal(0))], (1, 0, 5)),
     "its own parent": ([call("a", "a", 1), call("b", "a", 2)], (1, 0, 2)),
+    "below a circle": (
+        [call("a", "x", 1), step("x", "a"), call("c", "x", 2), call("d", "c", 4)],
+        (2, 0, 5),
+    ),
     "a circle": ([call("a", "b", 1), call("b", "a", 2)], (2, 0, 3)),
 }
 

@@ -71,10 +71,12 @@ def insert_parts(connection: Connection, sums: UsageSums) -> None:
 
 def add_calls(sums: UsageSums, found: Iterable[tuple[int, int, Sequence[Any]]]) -> None:
     """Add calls, each with its sign, the number of its hour, and its `DIMENSIONS` and `AMOUNTS`."""
+    width = len(DIMENSIONS)
+    groups: dict[tuple[Any, ...], list[Sequence[Any]]] = {}
     for sign, hour, values in found:
-        key = Key(hour, *values[: len(DIMENSIONS)])
-        columns = {name: (value,) for name, value in zip(AMOUNTS, values[len(DIMENSIONS) :], strict=True)}
-        sums.add(key, columns, 1, sign)
+        groups.setdefault((sign, hour, *values[:width]), []).append(values[width:])
+    for (sign, *key), calls in groups.items():
+        sums.add(Key(*key), dict(zip(AMOUNTS, zip(*calls, strict=True), strict=True)), len(calls), sign)
 
 
 def _changes(spans: Sequence[_Span]) -> dict[tuple[bytes, bytes, dt.datetime], tuple[bool, int]]:
@@ -101,7 +103,5 @@ def _mark(
     }
     with connection.cursor(binary=True) as cursor:
         cursor.execute(statements.MARK_SPANS.encode(), given)
-        for row in cursor:
-            sign = changes[row[:3]][1]
-            if sign:
-                add_calls(sums, [(sign, hour_of(row[2]), row[3:])])
+        changed = ((changes[row[:3]][1], row) for row in cursor)
+        add_calls(sums, ((sign, hour_of(row[2]), row[3:]) for sign, row in changed if sign))

@@ -6,7 +6,7 @@ So a trace that arrives as a whole is stored with what counts at once, and no ro
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from observatory_storage.usage.nesting import Node, find_repeats
@@ -29,8 +29,16 @@ def repeated_calls(
     several = [place for place in places if counts[trace_ids[place]] > 1]
     if not several:
         return []
-    nested = _with_nested_calls(several, trace_ids, span_ids, parent_ids)
-    return _repeats_in(nested, trace_ids, span_ids, parent_ids, calls, has_usage) if nested else []
+    around = _calls_around(several, trace_ids, span_ids, parent_ids, calls)
+    if around is None:
+        traces = {trace_ids[place] for place in several}
+        return _repeats_in(traces, trace_ids, span_ids, parent_ids, calls, has_usage)
+    nested = sorted({*around, *around.values()})
+    nodes = [
+        Node(span_ids[place], span_ids[around[place]] if place in around else None, True, usage)
+        for place, usage in zip(nested, has_usage(nested), strict=True)
+    ]
+    return [place for place, repeats in zip(nested, find_repeats(nodes), strict=True) if repeats]
 
 
 def linked_traces(
@@ -57,35 +65,52 @@ def linked_traces(
     return linked
 
 
-def _with_nested_calls(
+def _calls_around(
     places: Sequence[int],
     trace_ids: Sequence[bytes],
     span_ids: Sequence[bytes],
     parent_ids: Sequence[bytes | None],
-) -> set[bytes]:
-    """Return the traces in which a call may lie inside another one: all that have one, and at worst a few more."""
-    parents = dict(zip(span_ids, parent_ids, strict=True))
-    if len(parents) < len(span_ids):
+    calls: Sequence[bool],
+) -> dict[int, int] | None:
+    """Return the nearest call around each call that lies inside one; None where the tree is not that simple."""
+    place_of = dict(zip(span_ids, range(len(span_ids)), strict=True))
+    if len(place_of) < len(span_ids):
         # An id stands for several spans, of one trace or of several: who is whose parent is for the rule to say.
-        return {trace_ids[place] for place in places}
-    calls = {span_ids[place] for place in places}
-    nested: set[bytes] = set()
-    clear: set[bytes] = set()
+        return None
+    around: dict[int, int] = {}
+    clear: set[int] = set()
     for place in places:
-        if trace_ids[place] in nested:
-            continue
-        path: list[bytes] = []
-        above = parent_ids[place]
-        while above is not None and above not in clear:
-            # A path as long as that goes in a circle.
-            if above in calls or len(path) > len(parents):
-                nested.add(trace_ids[place])
+        path: list[int] = []
+        trace_id, parent = trace_ids[place], parent_ids[place]
+        while parent is not None:
+            at = place_of.get(parent)
+            if at is None or at in clear or trace_ids[at] != trace_id:
                 break
-            path.append(above)
-            above = parents.get(above)
-        else:
-            clear.update(path)
-    return nested
+            if calls[at]:
+                around[place] = at
+                path.clear()
+                break
+            path.append(at)
+            if len(path) > len(span_ids):
+                # It goes in a circle.
+                return None
+            parent = parent_ids[at]
+        clear.update(path)
+    return None if _has_circle(around) else around
+
+
+def _has_circle(around: Mapping[int, int]) -> bool:
+    done: set[int] = set()
+    for place in around:
+        path: set[int] = set()
+        at: int | None = place
+        while at is not None and at not in done:
+            if at in path:
+                return True
+            path.add(at)
+            at = around.get(at)
+        done |= path
+    return False
 
 
 def _repeats_in(

@@ -179,7 +179,7 @@ class SpanBatch(KeyedBatch):
         if len(fit) < len(known):
             known, raw = fit, gather(fit, _TAKEN, present)
         self._has_events = any(raw.pop("events"))
-        self.layout = SPANS.layout(present)
+        self.layout = SPANS.layout(present | {"repeats_usage"})
         failed: dict[int, str] = {}
         kept: dict[int, dict[str, Any]] = {}
         resources, resource_ids = raw.pop("resource"), raw.pop("resource_id")

@@ -134,7 +134,6 @@ SPANS: Final = WriteTable(
         Column("status", _STATUS, default="unset"),
         Column("status_message", _TEXT),
         Column("counts_usage", _BOOL, default=False),
-        Column("repeats_usage", _BOOL),
         Column("input_tokens", _TOKENS),
         Column("output_tokens", _TOKENS),
         Column("total_tokens", TokenKind(total=True)),
@@ -143,6 +142,8 @@ SPANS: Final = WriteTable(
         Column("session_id", _INDEXED),
         Column("resource_id", _CONTENT_ID),
         Column("attributes", _OBJECT, default={}),
+        # What all spans have that are in the rollups of usage.
+        Column("repeats_usage", _BOOL),
         # What some spans have.
         Column("kind", ChoiceKind(*SPAN_KINDS), default="unspecified"),
         Column("operation", _TEXT),
@@ -172,7 +173,7 @@ SPANS: Final = WriteTable(
     ),
     key=("trace_id", "span_id", "start_time"),
     order=("start_time", "trace_id", "span_id"),
-    optional="kind",
+    optional="repeats_usage",
 )
 
 EVENTS: Final = WriteTable(
