@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from observatory_storage.lifecycle.partitions import PartitionManager
@@ -110,6 +110,8 @@ def test_any_trees_in_any_order_and_any_split(pool: StoragePool, database_url: s
 
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(seed=st.integers(0, 2**32), sizes=st.lists(st.integers(1, 14), min_size=1, max_size=3))
+    # An open version comes again with a new child: what it says is not what is stored.
+    @example(seed=5484, sizes=[10, 6, 8])
     def arrive(seed: int, sizes: list[int]) -> None:
         with psycopg.connect(database_url) as connection:
             connection.execute(CLEAR)

@@ -47,16 +47,19 @@ def linked_traces(
     span_ids: Sequence[bytes],
     parent_ids: Sequence[bytes | None],
     calls: Sequence[bool],
+    *,
+    all_new: bool,
 ) -> set[bytes]:
     """Return those of the traces, which had spans before, in which a call may lie inside another one only now.
 
-    That takes a new call, or a new span that joins what hung apart: one with a parent that is not in the batch.
+    That takes a new call, or a new span that joins what hung apart: one with a parent that is not in the batch. Unless
+    `all_new`, what the batch says of a parent may not be what is stored of it.
     """
     linked = {trace_id for trace_id, is_call in zip(trace_ids, calls, strict=True) if is_call and trace_id in traces}
     others = traces - linked
     if others:
         places = [place for place, trace_id in enumerate(trace_ids) if trace_id in others]
-        here = {(trace_ids[place], span_ids[place]) for place in places}
+        here = {(trace_ids[place], span_ids[place]) for place in places} if all_new else set()
         linked.update(
             trace_ids[place]
             for place in places

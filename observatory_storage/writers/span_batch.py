@@ -119,12 +119,15 @@ class SpanBatch(KeyedBatch):
             repeats[place] = True
         self._keys["repeats_usage"] = repeats
 
-    def unsettled(self, continued: AbstractSet[bytes]) -> set[bytes]:
+    def unsettled(self, continued: AbstractSet[bytes], *, all_new: bool) -> set[bytes]:
         """Return the traces in which stored spans may change which calls count, of those that had spans before.
 
         And those of which a row was rejected while the batch was sent, that another one was thought to repeat.
+        `all_new` says that no row of the batch was a duplicate.
         """
-        found = linked_traces(continued, *self._tree, self._keys["counts_usage"]) if continued else set()
+        found: set[bytes] = set()
+        if continued:
+            found = linked_traces(continued, *self._tree, self._keys["counts_usage"], all_new=all_new)
         if len(self._rejected) > self._settled_without:
             repeats = zip(self._keys["trace_id"], self._keys["repeats_usage"], strict=True)
             found.update(trace_id for trace_id, is_repeat in repeats if is_repeat)

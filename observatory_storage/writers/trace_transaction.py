@@ -126,7 +126,7 @@ class TraceTransaction:
         for event in batch.events.rows:
             locked.setdefault(event[0], event[_EVENT_PROJECT])
         continued = self._upsert_traces(deltas.rows(batch.traces, locked))
-        unsettled = batch.spans.unsettled(continued)
+        unsettled = batch.spans.unsettled(continued, all_new=not self._outcome.met_duplicates)
         if candidates:
             unsettled |= self._replace(batch.spans, candidates)
         self._usage.add_to(self._sums)
