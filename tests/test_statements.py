@@ -26,6 +26,7 @@ from observatory_storage.repositories import trace_deletion as deletion
 from observatory_storage.repositories import trace_statements as statements
 from observatory_storage.repositories.cursor import SpanCursor, TraceCursor
 from observatory_storage.repositories.results import TraceTimes
+from observatory_storage.usage import statements as usage_sql
 from observatory_storage.writers import sql as writers_sql
 from observatory_storage.writers.tables import DATA_POINTS, EVENTS, LOGS, SPANS
 from tests.log_statements import LOG_EXAMPLES, LOG_MODULES
@@ -41,6 +42,7 @@ from tests.prepared import (
     sql_in_source,
 )
 from tests.trace_rows import at, span_id, trace_id
+from tests.usage_statements import MARKED_SPAN, USAGE_EXAMPLES, USAGE_MODULES, USAGE_RETURNS
 
 pytestmark = pytest.mark.every_server
 
@@ -99,6 +101,7 @@ EXAMPLES: list[tuple[str, Select[*tuple[Any, ...]] | Delete]] = [
     ("delete_traces", deletion.delete_traces([KEY])),
     *LOG_EXAMPLES,
     *METRIC_EXAMPLES,
+    *USAGE_EXAMPLES,
 ]
 
 # The types of the columns that hand-written SQL returns, as its callers take them, by the variable or the
@@ -165,7 +168,7 @@ RETURNS: dict[str, tuple[str, ...]] = {
     "repositories.reading.RESTORE_TIMEOUT": ("text",),
     "writers.sql.FOREIGN_TRACES": ("bytea", "text"),
     "writers.sql.OPEN_SPANS": ("bytea",),
-    "writers.sql.DELETE_OPEN_SPANS": ("bytea",),
+    "writers.sql.DELETE_OPEN_SPANS": ("bytea", "bytea", "boolean", "boolean", *MARKED_SPAN),
     "writers.sql.DELETE_EVENTS": (),
     "writers.sql.RECOMPUTE_TRACES": (),
     "writers.sql.merge_staging.trace_spans": ("bytea",),
@@ -173,7 +176,7 @@ RETURNS: dict[str, tuple[str, ...]] = {
     "writers.sql.INSERT_SPANS": ("bytea",),
     "writers.sql.INSERT_EVENTS": ("bytea",),
     "writers.sql.INSERT_RESOURCES": ("bytea",),
-    "writers.sql.UPSERT_TRACES": ("bytea",),
+    "writers.sql.UPSERT_TRACES": ("bytea", "bigint"),
     "writers.sql.INSERT_SERIES": ("bytea",),
     "writers.sql.INSERT_DATA_POINTS": ("bytea",),
     "writers.sql.INSERT_LOGS": ("bytea",),
@@ -195,6 +198,7 @@ RETURNS: dict[str, tuple[str, ...]] = {
     "writers.sql.FILL_SPANS": ("integer",),
     "writers.sql.merge_staging.metric_data_points": ("bytea",),
     "writers.sql.merge_staging.logs": ("bytea",),
+    **USAGE_RETURNS,
 }
 
 # Tables whose rows are merged through a temporary one.
@@ -219,6 +223,11 @@ PUT_TOGETHER: dict[str, dict[str, str]] = {
         f"lifecycle.retention_sql.{name}": {f"lifecycle.retention_sql.{name}": getattr(retention_sql, name)}
         for name in ("DELETE_EXPIRED", "DELETE_ORPHANED", "DATED_TRACES", "UNDATED_TRACES", "COUNT_TRACES")
     },
+    **{
+        f"usage.statements.{name}": {f"usage.statements.{name}": getattr(usage_sql, name)}
+        for name in ("INSERT_PARTS", "MARK_SPANS", "FOLD")
+    },
+    "writers.sql.DELETE_OPEN_SPANS": {"writers.sql.DELETE_OPEN_SPANS": writers_sql.DELETE_OPEN_SPANS},
     # It is a part of a CREATE TABLE.
     "writers.sql.create_staging.source": {},
     "writers.sql.FOREIGN_TRACES": {"writers.sql.FOREIGN_TRACES": writers_sql.FOREIGN_TRACES},
@@ -291,7 +300,7 @@ def test_errors_are_found_by_their_index_whatever_the_parameters(connection: Con
 
 def test_each_statement_of_the_repositories_is_listed() -> None:
     listed = {name for name, _ in EXAMPLES}
-    for module in (statements, deletion, *LOG_MODULES, *METRIC_MODULES):
+    for module in (statements, deletion, *LOG_MODULES, *METRIC_MODULES, *USAGE_MODULES):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__ != module.__name__ or name.startswith("_"):
                 continue

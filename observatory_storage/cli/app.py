@@ -26,6 +26,7 @@ from observatory_storage.cli.status import (
 )
 from observatory_storage.cli.tail import tail
 from observatory_storage.cli.traces import traces
+from observatory_storage.cli.usage import usage
 from observatory_storage.cli.worker import queue, worker
 
 app = typer.Typer(
@@ -58,7 +59,7 @@ def _common(
     context.obj = where(context, database_url, config)
 
 
-for command in (check, migrate, ingest, traces, show, logs, metrics, tail, maintain, worker, queue, demo):
+for command in (check, migrate, ingest, traces, show, logs, metrics, usage, tail, maintain, worker, queue, demo):
     app.command(epilog=EXIT_STATUSES)(reported_errors()(command))
 
 
