@@ -92,14 +92,11 @@ def _changes(spans: Sequence[_Span]) -> dict[tuple[bytes, bytes, dt.datetime], t
 def _mark(
     connection: Connection, changes: dict[tuple[bytes, bytes, dt.datetime], tuple[bool, int]], sums: UsageSums
 ) -> None:
-    times = [key[2] for key in changes]
     given = {
         "trace_ids": [uuid.UUID(bytes=key[0]) for key in changes],
         "span_ids": [key[1] for key in changes],
-        "start_times": times,
+        "start_times": [key[2] for key in changes],
         "counts": [counts for counts, _ in changes.values()],
-        "first": min(times),
-        "last": max(times),
     }
     with connection.cursor(binary=True) as cursor:
         cursor.execute(statements.MARK_SPANS.encode(), given)
