@@ -2,6 +2,7 @@
 
 from observatory_storage.lifecycle.maintenance import MaintenanceReport
 from observatory_storage.lifecycle.partitions import Partition, PartitionManager, PartitionSize
+from observatory_storage.lifecycle.periods import Periods
 from observatory_storage.lifecycle.retention import Retention, RetentionReport
 from observatory_storage.lifecycle.text_index import TextIndexer, TextIndexes
 from observatory_storage.lifecycle.widths import PartitionWidth
@@ -14,6 +15,7 @@ __all__ = [
     "PartitionManager",
     "PartitionSize",
     "PartitionWidth",
+    "Periods",
     "Retention",
     "RetentionPolicy",
     "RetentionReport",

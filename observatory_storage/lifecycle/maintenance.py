@@ -20,6 +20,7 @@ from observatory_storage.lifecycle.text_index import TextIndexer
 from observatory_storage.lifecycle.usage_upkeep import UsageReport, UsageUpkeep
 from observatory_storage.lifecycle.widths import PartitionWidth
 from observatory_storage.models import Base
+from observatory_storage.models.message import MESSAGE_TABLES
 from observatory_storage.policies import FOREVER, TABLES, RetentionPolicy
 
 AHEAD: Final = dt.timedelta(days=7)
@@ -198,7 +199,8 @@ class _Work:
         return rows
 
     def _longest_kept(self, table: Table) -> dt.timedelta:
-        keep = {policy.project: policy.keep for policy in self.policies if table.name in TABLES[policy.signal]}
+        name = "trace_spans" if table.name in MESSAGE_TABLES else table.name
+        keep = {policy.project: policy.keep for policy in self.policies if name in TABLES[policy.signal]}
         return max(keep.values()) if None in keep else FOREVER
 
     def _make_partitions(self, due: Sequence[_Due]) -> tuple[list[str], list[str], list[str]]:

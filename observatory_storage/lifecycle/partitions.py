@@ -25,6 +25,7 @@ from observatory_storage.config import StorageConfig
 from observatory_storage.errors import StorageError, UnavailableError, describe, translate_errors
 from observatory_storage.lifecycle import sql as statements
 from observatory_storage.lifecycle.widths import DEFAULT_WIDTHS, PartitionWidth, gap_suffix
+from observatory_storage.models.message import MESSAGE_TABLES
 
 _log = logging.getLogger(__name__)
 
@@ -111,8 +112,9 @@ class PartitionManager:
         self._lock = threading.Lock()
 
     def width(self, table_name: str) -> PartitionWidth:
-        """Return the width of a table's new partitions."""
-        return self._widths.get(table_name, PartitionWidth.DAY)
+        """Return the width of a table's new partitions; messages go with the spans that refer to them."""
+        name = "trace_spans" if table_name in MESSAGE_TABLES else table_name
+        return self._widths.get(name, PartitionWidth.DAY)
 
     def list(self, table: Table) -> Sequence[Partition]:
         """Return the partitions of a table, ordered by name, DEFAULT included."""

@@ -2,6 +2,7 @@
 
 from observatory_storage.models.base import Base
 from observatory_storage.models.log import LogRecord
+from observatory_storage.models.message import Message, MessagePack, MessageUse
 from observatory_storage.models.metric import Metric, MetricDataPoint, MetricSeries
 from observatory_storage.models.rows import (
     DataPointRow,
@@ -21,6 +22,9 @@ __all__ = [
     "EventRow",
     "LogRecord",
     "LogRow",
+    "Message",
+    "MessagePack",
+    "MessageUse",
     "Metric",
     "MetricDataPoint",
     "MetricRow",

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from observatory_storage.models.base import Base, one_of, partitioned_by
 from observatory_storage.models.types import (
     BigInt,
+    BigIntArray,
     Bool,
     ContentId,
     Counter,
@@ -125,6 +126,12 @@ class TraceSpan(Base):
     call whose usage another one of its trace repeats, where `repeats_usage` is true. Null there means that the
     span is not in the rollups yet. `duration_us` is 0 where the end lies before the start.
     `input_from_logs` and `output_from_logs` are true where the column was filled from log records.
+
+    `content_refs` refers to messages that are stored once: the period in microseconds since 2000, then a pair for
+    each run of messages, the pack's id and bits: from the lowest 16 the number, 16 the first place in the pack, one
+    for messages that get the span's `finish_reason`, and above them what the run is part of: 0 the input, 1 the
+    output, 2 the attributes. The column that it stands for then holds `[]`, or an object with `"messages": []`.
+    `TraceRepository` puts the messages back in their place, and so does the view `span_content`.
     """
 
     __tablename__ = "trace_spans"
@@ -178,6 +185,7 @@ class TraceSpan(Base):
     input_from_logs: Mapped[Bool | None]
     output_from_logs: Mapped[Bool | None]
     repeats_usage: Mapped[Bool | None]
+    content_refs: Mapped[BigIntArray | None]
 
     __table_args__ = (
         CheckConstraint(one_of("kind", *SPAN_KINDS), name="kind"),

@@ -136,6 +136,10 @@ class KeyedBatch:
         """Return where a chunk that would end here ends."""
         return last
 
+    def _rows_at(self, places: Sequence[int]) -> list[GivenRow]:
+        """Return the rows to convert at some places."""
+        return _at(self._given, places)
+
     def _computed(
         self,
         rows: Sequence[GivenRow],
@@ -158,7 +162,7 @@ class KeyedBatch:
     def _convert(self, places: Sequence[int]) -> list[WireRow]:
         if self._rejected:
             places = [place for place in places if place not in self._rejected]
-        given = _at(self._given, places)
+        given = self._rows_at(places)
         ready = {name: _at(column, places) for name, column in self._keys.items()}
         kept = {at: dict(self._kept[place]) for at, place in enumerate(places) if place in self._kept}
         failed: dict[int, str] = {}

@@ -252,6 +252,32 @@ class FloatArrayKind(_NumberArrayKind):
     item = FloatKind()
 
 
+class SmallIntKind(IntKind):
+    """An integer of 16 bits, in statements with arrays alone."""
+
+    cast = "smallint"
+    limits = (-(2**15), 2**15 - 1)
+
+
+class RefsKind(Kind):
+    """References to messages, an array of bigint in its binary form as soon as it is converted."""
+
+    copy_type = "bytea"
+    array_type = "text"
+    element_oid = 25
+    cast = "bigint[]"
+
+    def bulk(self, values: list[Any]) -> list[Any] | None:
+        return values if set(map(type, values)) <= {bytes, _NONE} else None
+
+    def convert(self, value: Any) -> bytes:
+        return wire.encode_int8_array(IntArrayKind().convert(value))
+
+    def element(self, value: bytes) -> bytes:
+        numbers = wire.int8_array(value)
+        return wire.text_element("{" + ",".join(map(str, numbers)) + "}")
+
+
 class BoolKind(Kind):
     """A boolean."""
 

@@ -31,11 +31,14 @@ _UNFLUSHED_BYTES: Final = 8 * 1024 * 1024
 # COPY takes in a thousand rows at a time and then stores them for some milliseconds. Linux gives a local socket room
 # for 130 rows, so that the server would wait for the next chunk each time; less is granted where less is allowed.
 _SEND_BUFFER: Final = 1024 * 1024
-_WIDE: Final = ("input", "output", "attributes", "body", "body_json")
+_WIDE: Final = ("input", "output", "attributes", "body", "body_json", "messages")
 _INSERT_STATEMENTS: Final = {
     "trace_spans": sql.INSERT_SPANS,
     "trace_events": sql.INSERT_EVENTS,
     "resources": sql.INSERT_RESOURCES,
+    "messages": sql.INSERT_MESSAGES,
+    "message_packs": sql.INSERT_MESSAGE_PACKS,
+    "message_uses": sql.INSERT_MESSAGE_USES,
     "metric_series": sql.INSERT_SERIES,
     "metric_data_points": sql.INSERT_DATA_POINTS,
     "logs": sql.INSERT_LOGS,
@@ -178,11 +181,7 @@ def _one_ahead(connection: Connection, items: Iterator[T]) -> Iterator[T]:
 
 def _parts(layout: Layout, chunks: Iterable[Sequence[WireRow]]) -> Iterator[Sequence[WireRow]]:
     """Yield what one statement each carries: enough rows, or enough bytes."""
-    wide = [
-        place
-        for place, name in enumerate(layout.names)
-        if name in ("input", "output", "attributes", "body", "body_json")
-    ]
+    wide = [place for place, name in enumerate(layout.names) if name in _WIDE]
     part: list[WireRow] = []
     size = 0
     for chunk in chunks:

@@ -25,6 +25,7 @@ from observatory_storage.writers.convert import (
 )
 from observatory_storage.writers.keyed_batch import KeyedBatch
 from observatory_storage.writers.nested_calls import linked_traces, repeated_calls
+from observatory_storage.writers.shared_content import SharedContent
 from observatory_storage.writers.tables import EVENTS, SPANS
 
 # Indexes of events that were written by themselves, without a place in their span, start here.
@@ -64,6 +65,11 @@ class SpanBatch(KeyedBatch):
         self._events: list[WireRow] | None = None
         self._has_events = False
         self._settled_without = 0
+        self._present: frozenset[str] = frozenset()
+        self.shared = SharedContent()
+        self._references: Mapping[int, bytes] = {}
+        self.periods: dict[int, int] = {}
+        """The period that the messages of each sharing span belong to, by the span's place."""
 
     @classmethod
     def from_rows(cls, rows: Sequence[GivenRow], project: str, rejections: Rejections) -> SpanBatch:
@@ -146,9 +152,25 @@ class SpanBatch(KeyedBatch):
 
     def select(self, wanted: Callable[[int], bool]) -> Self:
         """Return a batch of the rows at the wanted places."""
+        places = [place for place in range(len(self._given)) if place not in self._rejected and wanted(place)]
         part = super().select(wanted)
         part._has_events = self._has_events
+        part._present = self._present
+        part.shared = self.shared.select(places)
         return part
+
+    def refer(self, references: Mapping[int, bytes]) -> None:
+        """Send references instead of the content of some spans, by their places; of all others the content itself."""
+        self._references = references
+        self.layout = SPANS.layout(self._present | {"content_refs"} if references else self._present)
+        if references:
+            self._keys["content_refs"] = [references.get(place) for place in range(len(self._given))]
+        else:
+            self._keys.pop("content_refs", None)
+
+    def key_at(self, place: int) -> tuple[bytes, int, str]:
+        """Return the trace, the start and the project of a span."""
+        return self._keys["trace_id"][place], self._keys["start_time"][place], self._keys["project"][place]
 
     def without_events(self) -> Self:
         """Return the same spans without their events."""
@@ -182,7 +204,8 @@ class SpanBatch(KeyedBatch):
         if len(fit) < len(known):
             known, raw = fit, gather(fit, _TAKEN, present)
         self._has_events = any(raw.pop("events"))
-        self.layout = SPANS.layout(present | {"repeats_usage"})
+        self._present = present | {"repeats_usage"}
+        self.layout = SPANS.layout(self._present)
         failed: dict[int, str] = {}
         kept: dict[int, dict[str, Any]] = {}
         resources, resource_ids = raw.pop("resource"), raw.pop("resource_id")
@@ -201,6 +224,18 @@ class SpanBatch(KeyedBatch):
         if kept:
             self._kept = {at: kept[place] for at, place in enumerate(places) if place in kept}
         self._resolve_resources([resource_ids[place] for place in places], [resources[place] for place in places])
+        if "operation" in present:
+            self.shared = SharedContent.of_rows(self._given, self._keys["project"])
+
+    def _rows_at(self, places: Sequence[int]) -> list[GivenRow]:
+        rows = super()._rows_at(places)
+        if not self._references:
+            return rows
+        spans = self.shared.spans
+        return [
+            {**row, **spans[place].columns} if place in self._references else row
+            for row, place in zip(rows, places, strict=True)
+        ]
 
     def _fold(self, keys: Mapping[str, list[Any]], failed: Mapping[int, str]) -> list[int]:
         """Return the places of the rows to write, in writing order, one for each key."""

@@ -12,6 +12,9 @@ from observatory_storage.writers.tables import (
     DATA_POINTS,
     EVENTS,
     LOGS,
+    MESSAGE_PACKS,
+    MESSAGE_USES,
+    MESSAGES,
     METRICS,
     RESOURCES,
     SERIES,
@@ -38,6 +41,9 @@ _KEY_BYTES: Final = {
     "trace_events": "uuid_send(trace_id) || span_id || timestamptz_send(span_start_time) || int8send(event_index)",
     "resources": "uuid_send(id)",
     "traces": "uuid_send(id)",
+    "messages": "uuid_send(id) || timestamptz_send(period)",
+    "message_packs": "int8send(id) || timestamptz_send(period)",
+    "message_uses": "int8send(pack_id)",
     "metric_series": "uuid_send(metric_id) || uuid_send(id)",
     "metric_data_points": "uuid_send(metric_id) || uuid_send(series_id) || timestamptz_send(timestamp)",
     "logs": "uuid_send(id)",
@@ -94,6 +100,9 @@ def insert_unnest(table: WriteTable) -> str:
 INSERT_SPANS: Final = insert_unnest(SPANS)
 INSERT_EVENTS: Final = insert_unnest(EVENTS)
 INSERT_RESOURCES: Final = insert_unnest(RESOURCES)
+INSERT_MESSAGES: Final = insert_unnest(MESSAGES)
+INSERT_MESSAGE_PACKS: Final = insert_unnest(MESSAGE_PACKS)
+INSERT_MESSAGE_USES: Final = insert_unnest(MESSAGE_USES)
 INSERT_DATA_POINTS: Final = insert_unnest(DATA_POINTS)
 INSERT_LOGS: Final = insert_unnest(LOGS)
 
@@ -174,6 +183,28 @@ WHERE s.trace_id = given.trace_id AND s.span_id = given.span_id AND s.start_time
   AND (s.input IS DISTINCT FROM coalesce(given.input, s.input)
        OR s.output IS DISTINCT FROM coalesce(given.output, s.output))
 RETURNING 1
+"""
+
+
+# Where messages are that another transaction stored, and whether their packs are there.
+STORED_MESSAGES: Final = """
+SELECT timestamptz_send(m.period) AS period, uuid_send(m.id) AS id, m.pack_id, m.position, p.id IS NOT NULL AS is_there
+FROM unnest(%b::timestamptz[], %b::uuid[]) AS given (period, id)
+JOIN messages AS m ON m.id = given.id AND m.period = given.period
+LEFT JOIN message_packs AS p ON p.id = m.pack_id AND p.period = m.period
+"""
+
+# Which of some packs are there. The partitions are locked by this, so that they stay until the commit.
+STORED_PACKS: Final = """
+SELECT timestamptz_send(p.period) AS period, p.id
+FROM unnest(%b::timestamptz[], %b::bigint[]) AS given (period, id)
+JOIN message_packs AS p ON p.id = given.id AND p.period = given.period
+"""
+
+# Messages whose pack somebody took away.
+DELETE_MESSAGES: Final = """
+DELETE FROM messages AS m USING unnest(%b::timestamptz[], %b::uuid[]) AS given (period, id)
+WHERE m.id = given.id AND m.period = given.period
 """
 
 
@@ -331,6 +362,12 @@ STATEMENTS: Final = {
     "INSERT_EVENTS": INSERT_EVENTS,
     "INSERT_RESOURCES": INSERT_RESOURCES,
     "INSERT_SERIES": INSERT_SERIES,
+    "INSERT_MESSAGES": INSERT_MESSAGES,
+    "INSERT_MESSAGE_PACKS": INSERT_MESSAGE_PACKS,
+    "INSERT_MESSAGE_USES": INSERT_MESSAGE_USES,
+    "STORED_MESSAGES": STORED_MESSAGES,
+    "STORED_PACKS": STORED_PACKS,
+    "DELETE_MESSAGES": DELETE_MESSAGES,
     "INSERT_DATA_POINTS": INSERT_DATA_POINTS,
     "INSERT_LOGS": INSERT_LOGS,
     "UPSERT_METRICS": UPSERT_METRICS,

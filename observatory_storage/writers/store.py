@@ -126,6 +126,8 @@ class Outcome:
     met_duplicates: bool = False
     landed: Landed | None = None
     """The rows that were new, where they are to be published."""
+    learned: Any = None
+    """What else is known from now on."""
 
 
 @dataclass(slots=True)
@@ -240,6 +242,7 @@ class BatchStore(ABC, Generic[B]):
         else:
             self._expect_duplicates = outcome.met_duplicates
             self._remember(outcome.known)
+            self._committed(outcome)
             stored.counts.update(outcome.counts)
             stored.batches += 1
             if self._realtime is not None:
@@ -318,7 +321,7 @@ class BatchStore(ABC, Generic[B]):
         now = (dt.datetime.now(dt.UTC) - _EPOCH) // dt.timedelta(microseconds=1)
         first = now - self._config.partition_days_back * _DAY_US
         last = now + _DAYS_AHEAD * _DAY_US
-        for table, times in batch.times():
+        for table, times in self._times(batch):
             # Weeks and months have no one length; each day lies in one of them.
             width = self._partitions.width(table.name).microseconds or _DAY_US
             places = [
@@ -327,6 +330,13 @@ class BatchStore(ABC, Generic[B]):
             if places:
                 starts = [_EPOCH + dt.timedelta(microseconds=place * width) for place in places]
                 self._partitions.ensure(table, starts, at_most=_NEW_DAYS if width >= _DAY_US else _NEW_HOURS)
+
+    def _times(self, batch: B) -> Iterator[tuple[Table, list[int]]]:
+        """Yield the tables and times that partitions are made for, one after the other."""
+        return batch.times()
+
+    def _committed(self, outcome: Outcome) -> None:
+        """Remember what a committed batch taught."""
 
 
 class ForeignTraceError(Exception):

@@ -29,6 +29,8 @@ from observatory_storage.writers.kinds import (
     JsonKind,
     JsonObjectKind,
     Kind,
+    RefsKind,
+    SmallIntKind,
     TextArrayKind,
     TextKind,
     TimeKind,
@@ -170,6 +172,7 @@ SPANS: Final = WriteTable(
         Column("dropped_attributes_count", _INT),
         Column("dropped_events_count", _INT),
         Column("dropped_links_count", _INT),
+        Column("content_refs", RefsKind()),
     ),
     key=("trace_id", "span_id", "start_time"),
     order=("start_time", "trace_id", "span_id"),
@@ -235,6 +238,42 @@ TRACES: Final = WriteTable(
     ),
     key=("id",),
     order=("id",),
+)
+
+MESSAGES: Final = WriteTable(
+    "messages",
+    (
+        Column("id", _CONTENT_ID, required=True),
+        Column("period", _TIME, required=True),
+        Column("pack_id", _INT, required=True),
+        Column("position", SmallIntKind(), required=True),
+    ),
+    key=("id", "period"),
+    order=("period", "id"),
+)
+
+MESSAGE_PACKS: Final = WriteTable(
+    "message_packs",
+    (
+        Column("id", _INT, required=True),
+        Column("period", _TIME, required=True),
+        Column("project", _INDEXED, required=True),
+        Column("messages", _JSON, required=True),
+    ),
+    key=("id", "period"),
+    order=("period", "id"),
+)
+
+MESSAGE_USES: Final = WriteTable(
+    "message_uses",
+    (
+        Column("pack_id", _INT, required=True),
+        Column("start_time", _TIME, required=True),
+        Column("trace_id", _TRACE_ID, required=True),
+        Column("period", _TIME, required=True),
+    ),
+    key=("pack_id", "start_time", "trace_id", "period"),
+    order=("period", "pack_id", "start_time", "trace_id"),
 )
 
 METRICS: Final = WriteTable(

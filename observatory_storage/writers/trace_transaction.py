@@ -1,7 +1,7 @@
 """One batch, one transaction: the protocol that is exact under replay and never deadlocks.
 
 1. READ COMMITTED, with a lock timeout; partitions were made before.
-2. Resources, in id order, ON CONFLICT DO NOTHING.
+2. Resources, in id order, ON CONFLICT DO NOTHING; then messages, likewise.
 3. Spans in (start_time, trace_id, span_id) order: an optimistic COPY inside a savepoint; on a duplicate a
    merge through a temporary table. Or one INSERT. Events of the spans that were new follow.
 4. One additive upsert of the summaries, in id order: this is the lock on each trace.
@@ -34,6 +34,7 @@ from observatory_storage.writers import sql, wire
 from observatory_storage.writers.batch_usage import BatchUsage
 from observatory_storage.writers.content import MODEL_CALLS, SpanKey, fill_spans
 from observatory_storage.writers.convert import Rejections, WireRow
+from observatory_storage.writers.message_store import MessageStore
 from observatory_storage.writers.resources import write_resources
 from observatory_storage.writers.rows import (
     Connection,
@@ -100,7 +101,8 @@ class TraceBatch:
 class TraceTransaction:
     """Writes one batch on a connection; the caller commits, or rolls back where anything is raised."""
 
-    def __init__(self, connection: Connection, terms: Terms) -> None:
+    def __init__(self, connection: Connection, terms: Terms, messages: MessageStore) -> None:
+        self._messages = messages
         self._connection = connection
         self._terms = terms
         self._by_copy = terms.by_copy
@@ -114,6 +116,7 @@ class TraceTransaction:
         """Run the protocol up to, and without, the COMMIT."""
         self._connection.execute(sql.BEGIN_BATCH.format(lock_timeout_ms=self._terms.lock_timeout_ms).encode())
         self._outcome.known += write_resources(self._connection, batch.spans.resources, self._terms.known)
+        self._outcome.learned = self._messages.write(self._connection, batch.spans, by_copy=self._by_copy)
         if self._terms.publishes:
             self._outcome.landed = self._landed = Landed("traces", batch.spans.layout.names)
         deltas = TraceDeltas()

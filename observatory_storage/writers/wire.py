@@ -73,6 +73,21 @@ def encode_array(element_oid: int, encode: Callable[[Any], bytes], values: Seque
     return BinaryValue(_HEADER(1, 1, element_oid, len(values), 1) + b"".join(elements))
 
 
+_INT8_OID: Final = 20
+
+
+def encode_int8_array(numbers: Sequence[int]) -> bytes:
+    """Encode an array of bigint without nulls."""
+    width = len(numbers)
+    fields = [field for number in numbers for field in (8, number)]
+    return _HEADER(1, 0, _INT8_OID, width, 1) + struct.pack("!" + "iq" * width, *fields)
+
+
+def int8_array(encoded: bytes) -> tuple[int, ...]:
+    """Read what `encode_int8_array` made."""
+    return tuple(number for _, number in struct.iter_unpack("!iq", encoded[20:]))
+
+
 def encode_nulls(element_oid: int, length: int) -> BinaryValue:
     """Encode a column of nulls."""
     return BinaryValue(_HEADER(1, 1, element_oid, length, 1) + _NULL * length)
