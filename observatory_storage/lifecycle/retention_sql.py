@@ -64,6 +64,25 @@ DELETE_ORPHANED: Final = (
     f"DELETE FROM ONLY {{relation}} WHERE ctid = ANY (ARRAY({_EXPIRED}{_ORPHANED} FOR UPDATE OF r SKIP LOCKED))"
 )
 
+# Delete expired packs of messages in some blocks that no trace uses any more.
+DELETE_UNUSED_PACKS: Final = f"""
+DELETE FROM ONLY {{relation}} WHERE ctid = ANY (ARRAY({_EXPIRED}
+      AND NOT EXISTS (
+          SELECT FROM message_uses AS u JOIN traces AS t ON t.id = u.trace_id
+          WHERE u.pack_id = r.id AND u.period = r.period
+      ) FOR UPDATE OF r SKIP LOCKED))
+"""
+
+# Delete from some blocks what refers to a pack that is gone.
+DELETE_WITHOUT_PACK: Final = """
+DELETE FROM ONLY {relation} WHERE ctid = ANY (ARRAY(
+    SELECT r.ctid FROM ONLY {relation} AS r
+    WHERE r.ctid >= %(first)s::tid AND r.ctid < %(last)s::tid
+      AND NOT EXISTS (SELECT FROM message_packs AS p WHERE p.id = r.pack_id AND p.period = r.{column})
+    FOR UPDATE OF r SKIP LOCKED
+))
+"""
+
 HAS_EXPIRED: Final = """
 SELECT EXISTS (
     SELECT FROM ONLY {relation} AS r

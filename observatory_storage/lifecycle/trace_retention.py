@@ -18,6 +18,7 @@ import psycopg
 from observatory_storage.errors import StorageError
 from observatory_storage.lifecycle import retention_sql as statements
 from observatory_storage.lifecycle.expiry import Borders, Progress, Removed, Remover, Terms, arrays, run
+from observatory_storage.lifecycle.message_retention import MessageRetention
 from observatory_storage.lifecycle.partitions import Partition, PartitionManager
 from observatory_storage.models import TraceEvent, TraceSpan
 from observatory_storage.models.base import table_of
@@ -55,6 +56,7 @@ class TraceRetention:
         self._on_progress = on_progress
         self._spans = Borders(manager, table_of(TraceSpan), terms, SETTLE)
         self._events = Borders(manager, table_of(TraceEvent), terms, SETTLE)
+        self._messages = MessageRetention(remover, manager, terms, SETTLE)
 
     def preview(self, removed: Removed) -> None:
         """Find what would go."""
@@ -76,6 +78,7 @@ class TraceRetention:
         removed.partitions += events
         removed.bytes += self._remover.size(self._events.table, events)
         self._count(self._events, events, removed)
+        self._messages.preview(removed, lambda partition: _covered(partition, ranges) or not self._has_spans(partition))
 
     def _would_go(self, partition: Partition, ranges: Sequence[_Range]) -> bool:
         if not _covered(partition, ranges) and self._has_spans(partition):
@@ -93,6 +96,7 @@ class TraceRetention:
                 break
         self._sweep(removed)
         self._drop_events(removed)
+        self._messages.run(removed)
 
     def _planned(self) -> list[Partition]:
         """Return the partitions of spans in which every project's policy lets all spans go."""

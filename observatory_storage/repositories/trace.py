@@ -16,6 +16,7 @@ from observatory_storage.identity import resolve_span_id, resolve_trace_id
 from observatory_storage.models import Trace, TraceEvent, TraceSpan
 from observatory_storage.models.rows import SpanIdValue, TraceIdValue
 from observatory_storage.repositories import trace_statements as statements
+from observatory_storage.repositories.content import restore_content
 from observatory_storage.repositories.cursor import Page, SpanCursor, TraceCursor
 from observatory_storage.repositories.filter_model import check_limits, check_time
 from observatory_storage.repositories.filters import PageOptions, SearchOptions, SpanFilters, TraceFilters
@@ -76,7 +77,10 @@ class TraceRepository(Reader):
             return None
 
     def get_trace_by_id(self, trace_id: TraceIdValue) -> TraceDetail:
-        """Return a trace with its spans in start order, their events and resources, by four statements."""
+        """Return a trace with its spans in start order, their events and resources.
+
+        By four statements, and one more where spans hold messages that are stored once.
+        """
         key = _trace_key(trace_id)
         return self._cached(Cached.TRACE_DETAIL, key.bytes, lambda: self._read_detail(key, trace_id))
 
@@ -85,6 +89,7 @@ class TraceRepository(Reader):
             trace = _one(session.execute(statements.trace_by_id(key)).scalar_one_or_none(), trace_id)
             times = TraceTimes(trace.start_time, trace.end_time)
             spans = session.execute(statements.spans_of_trace(key, times)).scalars().all()
+            restore_content(session, spans)
             found = session.execute(statements.events_of_trace(key, times)).scalars().all()
             named = (trace.resource_id, *(span.resource_id for span in spans))
             ids = sorted({key for key in named if key is not None})
@@ -147,7 +152,10 @@ class TraceRepository(Reader):
             statement = statements.spans_of_trace(
                 key, times, include_content=include_content, limit=limit, offset=offset
             )
-            return session.execute(statement).scalars().all()
+            spans = session.execute(statement).scalars().all()
+            if include_content:
+                restore_content(session, spans)
+            return spans
 
     def list_spans(self, filters: SpanFilters | None = None, *, include_content: bool = False) -> Page[TraceSpan]:
         """Return a page of spans of any traces, newest first; `include_content` as in `get_spans`."""
@@ -155,6 +163,8 @@ class TraceRepository(Reader):
         with self._reading() as session:
             statement = statements.list_spans(filters, include_content=include_content)
             found = session.execute(statement).scalars().all()
+            if include_content:
+                restore_content(session, found)
         return _page(found, filters.limit, lambda last: SpanCursor(last.start_time, last.trace_id, last.span_id))
 
     def get_span_by_id(self, trace_id: TraceIdValue, span_id: SpanIdValue) -> TraceSpan:
@@ -163,6 +173,7 @@ class TraceRepository(Reader):
         with self._reading() as session:
             times = _times(session, key, trace_id)
             span = session.execute(statements.span_by_id(key, span_key, times)).scalar_one_or_none()
+            restore_content(session, [] if span is None else [span])
         if span is None:
             raise NotFoundError(f"the trace {_shown(trace_id)} has no span {_shown(span_id)}")
         return span

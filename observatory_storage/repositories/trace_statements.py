@@ -49,7 +49,7 @@ from observatory_storage.repositories.results import TraceTimes
 _Number = TypeVar("_Number", int, Decimal)
 
 _TRACE_CONTENT: Final = (Trace.attributes,)
-_SPAN_CONTENT: Final = (TraceSpan.input, TraceSpan.output, TraceSpan.attributes)
+_SPAN_CONTENT: Final = (TraceSpan.input, TraceSpan.output, TraceSpan.attributes, TraceSpan.content_refs)
 
 
 class _Whole(TypeDecorator[int]):

@@ -1,0 +1,105 @@
+"""Retention of messages: they go with the partition of the spans that refer to them.
+
+Spans refer to messages of their own period alone, so a partition of messages is dropped when it is expired and there is
+no span within its times. What nobody refers to any more, because its spans were deleted, stays until then.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import psycopg
+from sqlalchemy import Table
+
+from observatory_storage.lifecycle import retention_sql as statements
+from observatory_storage.lifecycle.expiry import Borders, Removed, Remover, Terms
+from observatory_storage.lifecycle.partitions import Partition, PartitionManager
+from observatory_storage.models import Message, MessagePack, MessageUse, TraceSpan
+from observatory_storage.models.base import table_of
+
+# Where messages are is told before their packs go, so that no writer takes one for stored that is not.
+_TABLES: Final = tuple(table_of(model) for model in (Message, MessageUse, MessagePack))
+# No period is longer.
+_LONGEST: Final = dt.timedelta(days=31)
+
+
+class MessageRetention:
+    """Drops the partitions of messages that no span is left for."""
+
+    def __init__(self, remover: Remover, manager: PartitionManager, terms: Terms, settle: dt.timedelta) -> None:
+        self._remover = remover
+        self._manager = manager
+        self._terms = terms
+        self._settle = settle
+
+    def preview(self, removed: Removed, would_go: Callable[[Partition], bool]) -> None:
+        """Find what would go; `would_go` tells whether no span would be left within a partition's times."""
+        for table in _TABLES:
+            names = [partition.name for partition in self._borders(table).due() if would_go(partition)]
+            removed.partitions += names
+            removed.bytes += self._remover.size(table, names)
+
+    def run(self, removed: Removed) -> None:
+        """Drop what is expired and has no spans, and clear it out of DEFAULT."""
+        spans = self._manager.list(table_of(TraceSpan))
+        for table in _TABLES:
+            for partition in self._borders(table).due():
+                self._drop(table, partition, spans, removed)
+        self._clear_default(removed)
+
+    def _borders(self, table: Table) -> Borders:
+        return Borders(self._manager, table, self._terms, self._settle)
+
+    def _drop(self, table: Table, partition: Partition, spans: Sequence[Partition], removed: Removed) -> None:
+        bounds = _times_of(partition, spans)
+        if self._remover.fetch(statements.HAS_SPANS, bounds)[0][0]:
+            return
+        size = self._remover.size(table, [partition.name])
+        refused: list[str] = []
+
+        def is_free(connection: psycopg.Connection[Any]) -> bool:
+            # Nobody can store messages of this period now: what refers to them is committed, and seen here.
+            row = connection.execute(statements.HAS_SPANS, bounds).fetchone()
+            if row is None or row[0]:
+                refused.append(partition.name)
+            return not refused
+
+        if self._manager.drop(table, partition.name, only_if=is_free):
+            removed.partitions.append(partition.name)
+            removed.bytes += size
+        elif not refused:
+            removed.left.append(partition.name)
+
+    def _clear_default(self, removed: Removed) -> None:
+        """Delete expired packs that no trace uses any more, and then what tells where their messages were."""
+        borders = self._borders(table_of(MessagePack))
+        if borders.default is None:
+            return
+        given = {}
+        for project in self._remover.fetch(statements.EVENT_PROJECTS, relation=borders.default.name):
+            border = borders.of(project[0])
+            if border is not None and border > dt.datetime.min.replace(tzinfo=dt.UTC) + _LONGEST:
+                given[project[0]] = border - _LONGEST
+        if not given:
+            return
+        gone = self._remover.in_blocks(borders.default.name, statements.DELETE_UNUSED_PACKS, "period", given)
+        removed.rows[borders.table.name] += gone
+        for table in _TABLES[:-1] if gone else ():
+            default = self._borders(table).default
+            if default is not None:
+                removed.rows[table.name] += self._remover.in_blocks(
+                    default.name, statements.DELETE_WITHOUT_PACK, "period", given
+                )
+
+
+def _times_of(partition: Partition, spans: Sequence[Partition]) -> dict[str, dt.datetime | None]:
+    """Return the times of the spans that may refer to a partition of messages.
+
+    Its own, and those of wider partitions of spans that begin in it, where the widths were changed.
+    """
+    lower, upper = partition.lower or dt.datetime.min.replace(tzinfo=dt.UTC), partition.upper
+    assert upper is not None
+    uppers = [found.upper for found in spans if found.upper is not None and found.overlaps(lower, upper)]
+    return {"lower": lower, "upper": max([upper, *uppers])}
