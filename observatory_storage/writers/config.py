@@ -27,7 +27,8 @@ class WriterConfig(BaseModel):
     `batch_size` is the number of rows a transaction writes at most; `flush_interval_seconds` the age at
     which a buffered row is written though its batch is not full. A writer that holds `max_buffered_rows`
     makes its callers wait up to `full_buffer_timeout_seconds`. Partitions are made on demand for days not
-    older than `partition_days_back`; older rows go to the DEFAULT partition.
+    older than `partition_days_back`; older rows go to the DEFAULT partition. Without `share_messages` each span
+    holds a copy of its messages, which its columns then show to any query (docs/messages.md).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,3 +42,4 @@ class WriterConfig(BaseModel):
     full_buffer_timeout_seconds: float = Field(default=30.0, ge=0, allow_inf_nan=False)
     lock_timeout_seconds: float = Field(default=10.0, gt=0, le=600, allow_inf_nan=False)
     partition_days_back: int = Field(default=90, ge=0, le=36_500)
+    share_messages: bool = True

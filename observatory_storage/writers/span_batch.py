@@ -72,10 +72,14 @@ class SpanBatch(KeyedBatch):
         """The period that the messages of each sharing span belong to, by the span's place."""
 
     @classmethod
-    def from_rows(cls, rows: Sequence[GivenRow], project: str, rejections: Rejections) -> SpanBatch:
-        """Fold and order rows; those that name no project get `project`."""
+    def from_rows(
+        cls, rows: Sequence[GivenRow], project: str, rejections: Rejections, *, share: bool = True
+    ) -> SpanBatch:
+        """Fold and order rows; those that name no project get `project`. `share` finds what can be stored once."""
         batch = cls(rejections)
         batch._take(rows, project)
+        if share and "operation" in batch._present:
+            batch.shared = SharedContent.of_rows(batch._given, batch._keys["project"])
         return batch
 
     @property
@@ -224,8 +228,6 @@ class SpanBatch(KeyedBatch):
         if kept:
             self._kept = {at: kept[place] for at, place in enumerate(places) if place in kept}
         self._resolve_resources([resource_ids[place] for place in places], [resources[place] for place in places])
-        if "operation" in present:
-            self.shared = SharedContent.of_rows(self._given, self._keys["project"])
 
     def _rows_at(self, places: Sequence[int]) -> list[GivenRow]:
         rows = super()._rows_at(places)

@@ -54,7 +54,7 @@ class TraceStore(BatchStore[TraceBatch]):
             rejections = Rejections()
             batches.append(
                 TraceBatch(
-                    SpanBatch.from_rows(part["span"], self._project, rejections),
+                    SpanBatch.from_rows(part["span"], self._project, rejections, share=self._config.share_messages),
                     LooseEvents.from_rows(part["event"], self._project, rejections),
                     own_traces(part["trace"], self._project, rejections),
                 )
