@@ -95,12 +95,12 @@ LOCK_TIMEOUT: Final = "SELECT setting::integer FROM pg_settings WHERE name = 'lo
 SET_LOCK_TIMEOUT: Final = "SELECT set_config('lock_timeout', %(milliseconds)s::text, false)"
 
 # The plain partitions of a table that are closed, which is those whose upper bound has passed by so many
-# seconds, and DEFAULT; each with the names of its valid indexes. The newest come first and DEFAULT last.
+# seconds, and DEFAULT; each with its valid indexes and whether it has a page. Newest first, DEFAULT last.
 CLOSED_PARTITIONS: Final = """
 SELECT p.name, ARRAY(
     SELECT xc.relname::text FROM pg_index AS x JOIN pg_class AS xc ON xc.oid = x.indexrelid
     WHERE x.indrelid = p.oid AND x.indisvalid
-) AS indexes
+) AS indexes, pg_relation_size(p.oid) > 0 AS has_pages
 FROM (
     SELECT c.oid, c.relname::text AS name, pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT' AS is_default,
            (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'TO \\(''([^'']+)''\\)'))[1]::timestamptz AS upper

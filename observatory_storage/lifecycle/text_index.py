@@ -1,4 +1,4 @@
-"""The text index of each partition of logs, built when the partition is closed.
+"""The text index of each partition of logs and of messages, built when the partition is closed.
 
 Why not while rows come in, and the figures: `docs/decisions/log-partitions.md`.
 """
@@ -17,8 +17,9 @@ from observatory_storage.errors import StorageError, UnavailableError, translate
 from observatory_storage.lifecycle import sql as statements
 from observatory_storage.lifecycle.indexes import create_index, index_name
 from observatory_storage.lifecycle.session import Configured, maintenance_session
-from observatory_storage.models import LogRecord
+from observatory_storage.models import LogRecord, MessagePack
 from observatory_storage.models.log import SEARCH_VECTOR_SQL
+from observatory_storage.models.message import PACK_VECTOR_SQL
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ GRACE: Final = dt.timedelta(minutes=5)
 _LOCK_TIMEOUT_SECONDS: Final = 60.0
 _SUFFIX: Final = "_text_idx"
 _DEFINITION: Final = f"USING gin (({SEARCH_VECTOR_SQL}))"
+_PACK_DEFINITION: Final = f"USING gin (({PACK_VECTOR_SQL}))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class TextIndexes:
 
 
 class TextIndexer:
-    """Builds the text index on the partitions of logs that are closed, and on DEFAULT, which never is.
+    """Builds the text index on the partitions of logs and messages that are closed, and on DEFAULT, which never is.
 
     DEFAULT has its index from the first build on: every search without bounds reads it, and so few rows come in
     there that they can be indexed as they come. A record that arrives in a closed partition is, too.
@@ -55,10 +57,20 @@ class TextIndexer:
         self.lock_timeout_seconds = lock_timeout_seconds
 
     def pending(self, connection: psycopg.Connection[Any]) -> Sequence[str]:
-        """Return the closed partitions without the index, the newest first and DEFAULT last."""
-        parameters = {"table": LogRecord.__tablename__, "grace": self._grace.total_seconds()}
-        rows = connection.execute(statements.CLOSED_PARTITIONS, parameters).fetchall()
-        return [name for name, indexes in rows if index_name(name, _SUFFIX) not in indexes]
+        """Return the closed partitions without the index, logs first, the newest first and DEFAULT last.
+
+        A partition of messages without any needs none.
+        """
+        names = []
+        for table in (LogRecord.__tablename__, MessagePack.__tablename__):
+            parameters = {"table": table, "grace": self._grace.total_seconds()}
+            rows = connection.execute(statements.CLOSED_PARTITIONS, parameters).fetchall()
+            names += [
+                name
+                for name, indexes, has_pages in rows
+                if index_name(name, _SUFFIX) not in indexes and (has_pages or table == LogRecord.__tablename__)
+            ]
+        return names
 
     def build(
         self, *, at_most: int | None = None, on_progress: Callable[[int, int], None] | None = None
@@ -97,7 +109,9 @@ class TextIndexer:
                 with translate_errors():
                     # Before the index, which marks the partition as done.
                     connection.execute(statements.SUMMARIZE_BRIN, {"table": partition})
-                    if create_index(connection, partition, index_name(partition, _SUFFIX), _DEFINITION):
+                    of_packs = partition.startswith(MessagePack.__tablename__)
+                    definition = _PACK_DEFINITION if of_packs else _DEFINITION
+                    if create_index(connection, partition, index_name(partition, _SUFFIX), definition):
                         built.append(partition)
             except StorageError as error:
                 if connection.closed:

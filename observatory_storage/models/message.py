@@ -23,6 +23,9 @@ MESSAGE_TABLES: Final = ("messages", "message_packs", "message_uses")
 SEARCHED_CHARACTERS: Final = 125_000
 """How many characters of a pack, or of a message, a search looks at."""
 
+PACK_VECTOR_SQL: Final = "to_tsvector('simple', observatory_message_text(messages))"
+"""The expression of the text index of each partition of packs."""
+
 _Position = Annotated[int, mapped_column(SmallInteger)]
 
 

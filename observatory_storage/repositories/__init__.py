@@ -30,6 +30,7 @@ from observatory_storage.repositories.metric_results import (
 )
 from observatory_storage.repositories.reading import SessionSource
 from observatory_storage.repositories.results import (
+    ContentMatch,
     DeletedCounts,
     TraceDetail,
     TraceStatistics,
@@ -54,6 +55,7 @@ from observatory_storage.repositories.usage_results import (
 )
 
 __all__ = [
+    "ContentMatch",
     "CostQuery",
     "CostSummary",
     "DataPoint",

@@ -140,7 +140,7 @@ def logs_by_key(keys: Sequence[Key], *, include_content: bool = False) -> Select
 def snippets(keys: Sequence[Key], search: Search, style: SnippetStyle) -> Select[dt.datetime, uuid.UUID, str]:
     """Select timestamp, id and snippet of records that match a search."""
     body = func.left(LogRecord.body, _SEARCHED_CHARACTERS)
-    headline = func.ts_headline(_CONFIGURATION, body, search.query, literal(_headline_options(style), Text))
+    headline = func.ts_headline(_CONFIGURATION, body, search.query, literal(headline_options(style), Text))
     snippet = func.left(headline, _SNIPPET_CHARACTERS, type_=Text)
     return select(LogRecord.timestamp, LogRecord.id, snippet.label("snippet")).where(*_has_key(keys))
 
@@ -315,7 +315,8 @@ def _place(after: LogCursor) -> ColumnElement[Any]:
     return tuple_(literal(after.timestamp, LogRecord.timestamp.type), literal(after.id, LogRecord.id.type))
 
 
-def _headline_options(style: SnippetStyle) -> str:
+def headline_options(style: SnippetStyle) -> str:
+    """Return a style as the options of `ts_headline`."""
     texts = {"StartSel": style.start_mark, "StopSel": style.end_mark, "FragmentDelimiter": style.delimiter}
     quoted = [f'{name}="{text.replace(chr(34), chr(34) * 2)}"' for name, text in texts.items()]
     # MinWords must be less than MaxWords.

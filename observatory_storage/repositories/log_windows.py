@@ -12,13 +12,13 @@ from typing import Final, NamedTuple
 
 from sqlalchemy.orm import Session
 
-# The partitions of logs: bounds (null where there is none, and both for DEFAULT), and whether the table has a page.
+# The partitions of a table: bounds (null where there is none, and both for DEFAULT), and whether the table has a page.
 # On Citus the rows lie elsewhere and no partition has one.
 LIST_PARTITIONS: Final = """
 WITH partition AS MATERIALIZED (
     SELECT c.oid, pg_get_expr(c.relpartbound, 0) AS bounds
     FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
-    WHERE i.inhparent = 'logs'::regclass
+    WHERE i.inhparent = %(table)s::regclass
 )
 SELECT bounds = 'DEFAULT' AS is_default,
        CASE WHEN left(bounds, 18) = 'FOR VALUES FROM (''' THEN split_part(bounds, '''', 2)::timestamptz END AS lower,
@@ -119,6 +119,6 @@ def _stretches(partitions: Iterable[Partition]) -> list[_Stretch]:
     return found
 
 
-def read_partitions(session: Session) -> list[Partition]:
-    """Read which partitions of logs there are, and which of them may hold records."""
-    return [Partition(*row) for row in session.connection().exec_driver_sql(LIST_PARTITIONS)]
+def read_partitions(session: Session, table: str = "logs") -> list[Partition]:
+    """Read which partitions of a table there are, and which of them may hold records."""
+    return [Partition(*row) for row in session.connection().exec_driver_sql(LIST_PARTITIONS, {"table": table})]

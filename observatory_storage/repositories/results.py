@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from observatory_storage.models import Resource, Trace, TraceEvent, TraceSpan
 
@@ -163,6 +163,25 @@ class TraceStats(NamedTuple):
     p50_duration_us: float | None
     p95_duration_us: float | None
     p99_duration_us: float | None
+
+
+class ContentMatch(NamedTuple):
+    """A message that a search found, and the first span that holds it, by (start_time, span_id).
+
+    `message` is as it is stored once: an answer without the finish reason that its span's column has. What a client
+    repeats in attributes, such as definitions of tools, is an object of these attributes and has no `role`.
+    `snippet` only where snippets were asked for.
+    """
+
+    message: Any
+    role: str | None
+    trace_id: uuid.UUID
+    span_id: str
+    start_time: dt.datetime
+    end_time: dt.datetime | None
+    project: str
+    span_name: str
+    snippet: str | None = None
 
 
 class DeletedCounts(NamedTuple):

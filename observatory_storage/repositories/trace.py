@@ -17,11 +17,14 @@ from observatory_storage.models import Trace, TraceEvent, TraceSpan
 from observatory_storage.models.rows import SpanIdValue, TraceIdValue
 from observatory_storage.repositories import trace_statements as statements
 from observatory_storage.repositories.content import restore_content
+from observatory_storage.repositories.content_search import search_content
 from observatory_storage.repositories.cursor import Page, SpanCursor, TraceCursor
-from observatory_storage.repositories.filter_model import check_limits, check_time
+from observatory_storage.repositories.filter_model import check_limits, check_time, refusal
 from observatory_storage.repositories.filters import PageOptions, SearchOptions, SpanFilters, TraceFilters
+from observatory_storage.repositories.log_results import SnippetStyle, style_problems
 from observatory_storage.repositories.reading import Reader
 from observatory_storage.repositories.results import (
+    ContentMatch,
     DeletedCounts,
     TraceDetail,
     TraceStatistics,
@@ -131,6 +134,28 @@ class TraceRepository(Reader):
     def search_traces(self, text: str, **options: Unpack[SearchOptions]) -> Page[Trace]:
         """Return a page of the traces whose root span's name contains a text in any case, as `list` does."""
         return self.list(TraceFilters(name=text, **options))
+
+    def search_content(
+        self, query: str, filters: TraceFilters | None = None, *, snippets: bool | SnippetStyle = False
+    ) -> Sequence[ContentMatch]:
+        """Return the messages that match, each with the first span that holds it, of the traces the filters allow.
+
+        `query` is as a search engine takes it: words, `"a phrase"`, `or`, `-without`. Newest spans first, `limit` of
+        them; the newest period is searched first, and of each up to 1,000 matching messages are looked at.
+
+        Searched are the messages, instructions and definitions of tools that are stored once, which are those of
+        conversations of a kilobyte or more. Not searched is what stays in the span's own columns: small contents,
+        plain prompts, arguments and results of tools, what was filled in from logs, spans that were written by
+        `CopyWriter` or before messages were stored once; docs/messages.md has the SQL for them. `filters.cursor` is
+        refused. Raises InvalidFilterError for a query without a word, or that only excludes some.
+        """
+        filters = filters or TraceFilters()
+        style = snippets if isinstance(snippets, SnippetStyle) else SnippetStyle()
+        problems = tuple(style_problems(style))
+        if problems:
+            raise refusal(*problems)
+        with self._reading() as session:
+            return search_content(session, repair_text(query), filters, style if snippets else None)
 
     def get_spans(
         self,

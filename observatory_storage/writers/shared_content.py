@@ -18,9 +18,6 @@ from observatory_storage.writers.convert import GivenRow
 
 # A conversation of fewer bytes takes less place in the span's row than as references with an index entry each.
 _LEAST_BYTES: Final = 1024
-# The first call of a conversation has no answers in it yet, and most calls of one or two messages never get a second
-# call: their output would be stored once at the price of a reference.
-_LEAST_MESSAGES: Final = 3
 _LEAST_ATTRIBUTE: Final = 512
 # Attributes that clients repeat with each call: definitions of tools, instructions, parameters with both in them.
 _REPEATED: Final = (
@@ -100,7 +97,8 @@ class SharedContent:
             if ids is not None:
                 parts.append((INPUT, False, ids))
                 columns["input"] = _emptied(row["input"])
-                answered = _messages_of(row.get("output")) if len(given) >= _LEAST_MESSAGES else None
+                # However small: the next call sends it again, and a search finds its first span by it.
+                answered = _messages_of(row.get("output"))
                 if answered is not None:
                     is_cut = _repeat(answered, row.get("finish_reason"))
                     ids = self._ids(answered, person, is_cut=is_cut, least=0)
