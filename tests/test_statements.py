@@ -21,10 +21,13 @@ from sqlalchemy.sql.dml import Delete
 
 from observatory_storage.lifecycle import retention_sql
 from observatory_storage.migrations import VERSION_TABLE
-from observatory_storage.repositories import SpanFilters, TraceFilters, TraceStats, UsageRow
+from observatory_storage.repositories import SpanFilters, TraceFilters, TraceStats, UsageRow, content, content_search
 from observatory_storage.repositories import trace_deletion as deletion
 from observatory_storage.repositories import trace_statements as statements
 from observatory_storage.repositories.cursor import SpanCursor, TraceCursor
+from observatory_storage.repositories.log_results import SnippetStyle
+from observatory_storage.repositories.log_search import Search
+from observatory_storage.repositories.log_windows import Window
 from observatory_storage.repositories.results import TraceTimes
 from observatory_storage.usage import statements as usage_sql
 from observatory_storage.writers import sql as writers_sql
@@ -99,6 +102,15 @@ EXAMPLES: list[tuple[str, Select[*tuple[Any, ...]] | Delete]] = [
     ("delete_events", deletion.delete_events([KEY], TIMES)),
     ("delete_spans", deletion.delete_spans([KEY], NO_TIMES)),
     ("delete_traces", deletion.delete_traces([KEY])),
+    ("packs_by_id", content.packs_by_id([at()], [1])),
+    ("packs_by_id", content.packs_by_id([at(), at(1)], [1, 2])),
+    ("matching_messages", content_search.matching_messages(Search("a"), Window(), TraceFilters(), None, 5)),
+    (
+        "matching_messages",
+        content_search.matching_messages(Search("kin", "kin"), Window(at(), at(1)), EVERY_FILTER, SnippetStyle(), 5),
+    ),
+    ("first_spans", content_search.first_spans([(at(), 1, 2)], Window(at(), at(1)), EVERY_FILTER, 5)),
+    ("first_spans", content_search.first_spans([(at(), 1, 2)], Window(), TraceFilters(), 5)),
     *LOG_EXAMPLES,
     *METRIC_EXAMPLES,
     *USAGE_EXAMPLES,
@@ -123,7 +135,7 @@ RETURNS: dict[str, tuple[str, ...]] = {
     "lifecycle.sql.TABLE_EXISTS": ("boolean",),
     "lifecycle.sql.LOCK_TIMEOUT": ("integer",),
     "lifecycle.sql.SET_LOCK_TIMEOUT": ("text",),
-    "lifecycle.sql.CLOSED_PARTITIONS": ("text", "text[]"),
+    "lifecycle.sql.CLOSED_PARTITIONS": ("text", "text[]", "boolean"),
     "lifecycle.sql.SUMMARIZE_BRIN": ("bigint",),
     "lifecycle.sql.ROWS_IN_DEFAULT": ("timestamp with time zone", "bigint"),
     "lifecycle.sql.PARTITION_SIZES": ("text", "bigint", "bigint"),
@@ -170,12 +182,20 @@ RETURNS: dict[str, tuple[str, ...]] = {
     "writers.sql.OPEN_SPANS": ("bytea",),
     "writers.sql.DELETE_OPEN_SPANS": ("bytea", "bytea", "boolean", "boolean", *MARKED_SPAN),
     "writers.sql.DELETE_EVENTS": (),
+    "writers.sql.STORED_MESSAGES": ("bytea", "bytea", "bigint", "smallint", "boolean"),
+    "writers.sql.STORED_PACKS": ("bytea", "bigint"),
+    "writers.sql.DELETE_MESSAGES": (),
+    "lifecycle.retention_sql.DELETE_UNUSED_PACKS": (),
+    "lifecycle.retention_sql.DELETE_WITHOUT_PACK": (),
     "writers.sql.RECOMPUTE_TRACES": (),
     "writers.sql.merge_staging.trace_spans": ("bytea",),
     "writers.sql.merge_staging.trace_events": ("bytea",),
     "writers.sql.INSERT_SPANS": ("bytea",),
     "writers.sql.INSERT_EVENTS": ("bytea",),
     "writers.sql.INSERT_RESOURCES": ("bytea",),
+    "writers.sql.INSERT_MESSAGES": ("bytea",),
+    "writers.sql.INSERT_MESSAGE_PACKS": ("bytea",),
+    "writers.sql.INSERT_MESSAGE_USES": ("bytea",),
     "writers.sql.UPSERT_TRACES": ("bytea", "bigint"),
     "writers.sql.INSERT_SERIES": ("bytea",),
     "writers.sql.INSERT_DATA_POINTS": ("bytea",),
@@ -213,6 +233,9 @@ PUT_TOGETHER: dict[str, dict[str, str]] = {
         "writers.sql.INSERT_SPANS": writers_sql.INSERT_SPANS,
         "writers.sql.INSERT_EVENTS": writers_sql.INSERT_EVENTS,
         "writers.sql.INSERT_RESOURCES": writers_sql.INSERT_RESOURCES,
+        "writers.sql.INSERT_MESSAGES": writers_sql.INSERT_MESSAGES,
+        "writers.sql.INSERT_MESSAGE_PACKS": writers_sql.INSERT_MESSAGE_PACKS,
+        "writers.sql.INSERT_MESSAGE_USES": writers_sql.INSERT_MESSAGE_USES,
         "writers.sql.INSERT_DATA_POINTS": writers_sql.INSERT_DATA_POINTS,
         "writers.sql.INSERT_LOGS": writers_sql.INSERT_LOGS,
     },
@@ -221,7 +244,14 @@ PUT_TOGETHER: dict[str, dict[str, str]] = {
     },
     **{
         f"lifecycle.retention_sql.{name}": {f"lifecycle.retention_sql.{name}": getattr(retention_sql, name)}
-        for name in ("DELETE_EXPIRED", "DELETE_ORPHANED", "DATED_TRACES", "UNDATED_TRACES", "COUNT_TRACES")
+        for name in (
+            "DELETE_EXPIRED",
+            "DELETE_ORPHANED",
+            "DELETE_UNUSED_PACKS",
+            "DATED_TRACES",
+            "UNDATED_TRACES",
+            "COUNT_TRACES",
+        )
     },
     **{
         f"usage.statements.{name}": {f"usage.statements.{name}": getattr(usage_sql, name)}
@@ -247,7 +277,11 @@ IDENTIFIERS = {
 }
 
 # Statements that are about another table than those.
-OF_OTHER_TABLES = {"lifecycle.retention_sql.PROJECTS_OF_POINTS": {"relation": "metric_data_points_default"}}
+OF_OTHER_TABLES = {
+    "lifecycle.retention_sql.PROJECTS_OF_POINTS": {"relation": "metric_data_points_default"},
+    "lifecycle.retention_sql.DELETE_UNUSED_PACKS": {"relation": "message_packs_default", "column": "period"},
+    "lifecycle.retention_sql.DELETE_WITHOUT_PACK": {"relation": "messages_default", "column": "period"},
+}
 
 # What a column of each Python type may be in PostgreSQL: the sums of integers are numeric.
 PYTHON_TYPES: dict[type, set[str]] = {
@@ -300,7 +334,7 @@ def test_errors_are_found_by_their_index_whatever_the_parameters(connection: Con
 
 def test_each_statement_of_the_repositories_is_listed() -> None:
     listed = {name for name, _ in EXAMPLES}
-    for module in (statements, deletion, *LOG_MODULES, *METRIC_MODULES, *USAGE_MODULES):
+    for module in (statements, deletion, content, content_search, *LOG_MODULES, *METRIC_MODULES, *USAGE_MODULES):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__ != module.__name__ or name.startswith("_"):
                 continue

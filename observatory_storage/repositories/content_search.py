@@ -33,6 +33,7 @@ from sqlalchemy import (
     or_,
     select,
     true,
+    type_coerce,
 )
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from sqlalchemy.orm import Session
@@ -134,7 +135,7 @@ def first_spans(
     looked_at = (
         select(
             func.array_agg(uses.c.trace_id, type_=ARRAY(Uuid)).label("trace_ids"),
-            func.count().label("use_count"),
+            type_coerce(func.count(), BigInteger).label("use_count"),
             func.max(uses.c.start_time).label("last_start"),
         )
         .select_from(uses)
@@ -163,7 +164,7 @@ def first_spans(
     )
     columns = (span.c.trace_id, span.c.span_id, span.c.start_time, span.c.end_time, span.c.project, span.c.name)
     return (
-        select(given.c.place.label("place"), looked_at.c.use_count, looked_at.c.last_start, *columns)
+        select(cast(given.c.place, BigInteger).label("place"), looked_at.c.use_count, looked_at.c.last_start, *columns)
         .select_from(given)
         .join(looked_at, true())
         .outerjoin(span, true())
