@@ -31,6 +31,7 @@ from tests.conversations import (
     stored_messages,
 )
 from tests.telemetry import assert_summaries_exact, count
+from tests.test_migrations import alembic
 
 METHODS = [WriteMethod.COPY, WriteMethod.INSERT]
 
@@ -283,3 +284,18 @@ def test_references_alone_are_what_a_session_sees(pool: StoragePool) -> None:
         for span in session.query(TraceSpan):
             assert span.input == []
             assert span.content_refs
+
+
+@pytest.mark.every_server
+def test_a_downgrade_puts_content_back_and_an_upgrade_leaves_it(pool: StoragePool, database_url: str) -> None:
+    rows = [row for seed in range(3) for row in conversation(seed)]
+    write(pool, rows)
+    done = alembic(database_url, "downgrade", "0002")
+    assert done.returncode == 0, done.stderr
+    with psycopg.connect(database_url) as connection:
+        found = connection.execute("SELECT trace_id, span_id, input, output, attributes FROM trace_spans").fetchall()
+    assert {(row[0].hex, bytes(row[1]).hex()): list(row[2:]) for row in found} == contents(rows)
+    pool.run_migrations()
+    assert_given_back(pool, rows)
+    write(pool, [row for seed in range(3, 5) for row in conversation(seed)])
+    assert count(database_url, "messages") > 0
