@@ -22,7 +22,7 @@ def written(pool: StoragePool, *seeds: int, start: dt.datetime = NOON, **options
     rows = []
     for place, seed in enumerate(seeds):
         run = conversation(seed, start=start + dt.timedelta(minutes=place))
-        word = message("user", f"where is the zeppelin{seed} of our Übersee hangar? It's a *strange* thing")
+        word = message("user", f"where is the zeppelin{seed} of our hangar? It's a *strange* thing")
         for row in run[2:]:
             row["input"] = [*row["input"], word]
         rows += [{**row, **options} for row in run]
@@ -51,8 +51,11 @@ def test_the_first_span_of_each_message_is_found(pool: StoragePool, database_url
     search = TraceRepository(pool).search_content
     assert keys(search("ZEPPELIN2")) == [key(rows[7])]
     assert keys(search('"strange thing" hangar')) == [key(rows[12]), key(rows[7]), key(rows[2])]
-    assert keys(search("übersee -zeppelin1")) == [key(rows[12]), key(rows[7])]
+    assert keys(search("hangar -zeppelin1")) == [key(rows[12]), key(rows[7])]
     assert keys(search("zeppelin1 or zeppelin3")) == [key(rows[12]), key(rows[2])]
+    # What is excluded may stand in another message beside it, and words of a phrase in two.
+    assert keys(search("zeppelin3 -answer -question")) == [key(rows[12])]
+    assert list(search('"hangar answer"')) == []
     # An answer is held by its own call first, and by all that follow.
     assert keys(search("answer"))[-1] == key(rows[0])
     assert len(search("answer")) == 15

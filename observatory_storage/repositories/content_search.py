@@ -35,7 +35,7 @@ from sqlalchemy import (
     true,
     type_coerce,
 )
-from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
+from sqlalchemy.dialects.postgresql import JSONB, TSQUERY, TSVECTOR
 from sqlalchemy.orm import Session
 
 from observatory_storage.models import MessagePack, MessageUse, Trace, TraceSpan
@@ -87,7 +87,7 @@ def matching_messages(
         .where(
             *_within(MessagePack.period, window.lower, window.upper),
             _hint(search),
-            _vector(MessagePack.messages).bool_op("@@")(search.query),
+            _vector(MessagePack.messages).bool_op("@@")(_words_of(search)),
             _vector(message).bool_op("@@")(search.query),
         )
         .limit(at_most)
@@ -234,6 +234,15 @@ def _in_window(
 def _vector(messages: ColumnElement[Any] | Any) -> ColumnElement[str]:
     # As the index has it, see `PACK_VECTOR_SQL`.
     return func.to_tsvector(_CONFIGURATION, func.observatory_message_text(messages, type_=Text), type_=TSVECTOR)
+
+
+def _words_of(search: Search) -> ColumnElement[str]:
+    """Return what a pack with a match fulfils: it has the words, wherever they stand, and perhaps excluded ones too."""
+    looked_up = func.querytree(search.query, type_=Text)
+    words = func.regexp_replace(
+        looked_up, literal("<(-|[0-9]+)>", Text), literal("&", Text), literal("g", Text), type_=Text
+    )
+    return cast(words, TSQUERY)
 
 
 def _hint(search: Search) -> ColumnElement[bool]:
