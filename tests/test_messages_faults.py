@@ -214,3 +214,33 @@ def test_messages_without_a_partition_go_from_default(pool: StoragePool, databas
     assert count(database_url, "message_packs_default") > 0
     retaining.retain(pool, retaining.policy("traces", dt.timedelta(days=30)))
     assert [count(database_url, table) for table in ("trace_spans", *MESSAGE_TABLES)] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("width", ["hour", "week", "month"])
+def test_a_period_is_the_partition_of_the_spans(pool: StoragePool, database_url: str, width: str) -> None:
+    overrides = {"partitions": {"trace_spans": width}}
+    monday = NOON - dt.timedelta(days=NOON.weekday())
+    with StoragePool.from_url(database_url, min_connections=1, max_connections=2, **overrides) as wide:
+        rows = conversation(1, start=NOON) + conversation(2, start=NOON - dt.timedelta(hours=2))
+        with TraceWriter(wide) as writer:
+            writer.write_spans(rows)
+        assert read_back(wide, rows) == contents(rows)
+        manager = PartitionManager(wide)
+        lowers = {
+            table: {one.lower for one in manager.list(Base.metadata.tables[table]) if not one.is_default}
+            for table in ("trace_spans", *MESSAGE_TABLES)
+        }
+    expected = {
+        "hour": {NOON, NOON - dt.timedelta(hours=2)},
+        "week": {monday.replace(hour=0)},
+        "month": {NOON.replace(day=1, hour=0)},
+    }
+    assert all(found == expected[width] for found in lowers.values())
+    # A writer with another width finds the partitions that are there, and their messages.
+    more = conversation(3, start=NOON + dt.timedelta(minutes=1))
+    with TraceWriter(pool) as writer:
+        writer.write_spans(more)
+    assert read_back(pool, [*rows, *more]) == contents([*rows, *more])
+    with psycopg.connect(database_url) as connection:
+        periods = connection.execute("SELECT DISTINCT period FROM message_packs").fetchall()
+    assert {period for (period,) in periods} == expected[width]

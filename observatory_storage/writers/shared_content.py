@@ -18,6 +18,8 @@ from observatory_storage.writers.convert import GivenRow
 
 # A conversation of fewer bytes takes less place in the span's row than as references with an index entry each.
 _LEAST_BYTES: Final = 1024
+# One or two messages are repeated by nobody, unless the first is a long prompt for all conversations.
+_LEAST_MESSAGES: Final = 3
 _LEAST_ATTRIBUTE: Final = 512
 # Attributes that clients repeat with each call: definitions of tools, instructions, parameters with both in them.
 _REPEATED: Final = (
@@ -92,7 +94,7 @@ class SharedContent:
         parts: list[tuple[int, bool, Sequence[bytes]]] = []
         columns: dict[str, Any] = {}
         given = _messages_of(row.get("input"))
-        if given is not None:
+        if given is not None and (len(given) >= _LEAST_MESSAGES or _has_long_prompt(given[0])):
             ids = self._ids(given, person, is_cut=False, least=_LEAST_BYTES)
             if ids is not None:
                 parts.append((INPUT, False, ids))
@@ -164,6 +166,15 @@ def _messages_of(value: Any) -> list[dict[str, Any]] | None:
         if type(message) is not dict or "role" not in message:
             return None
     return value
+
+
+def _has_long_prompt(message: Mapping[str, Any]) -> bool:
+    if message["role"] not in _LEADING:
+        return False
+    try:
+        return len(orjson.dumps(message)) >= _LEAST_BYTES
+    except (orjson.JSONEncodeError, RecursionError):
+        return False
 
 
 def _emptied(value: Any) -> Any:
