@@ -144,9 +144,10 @@ class TraceRepository(Reader):
         them; the newest period is searched first, and of each up to 1,000 matching messages are looked at.
 
         Searched are the messages, instructions and definitions of tools that are stored once, which are those of
-        conversations (three messages, or a long system prompt; a kilobyte or more). Not searched is what stays in the span's own columns: small contents,
-        plain prompts, arguments and results of tools, what was filled in from logs, spans that were written by
-        `CopyWriter` or before messages were stored once; docs/messages.md has the SQL for them. `filters.cursor` is
+        conversations: three messages, or a long system prompt, and a kilobyte in all. Not searched is what stays in
+        the span's own columns: small contents, plain prompts, arguments and results of tools, what was filled in from
+        logs, spans that were written by `CopyWriter` or before messages were stored once; docs/messages.md has the
+        SQL for them. A message of several periods comes once for each. `filters.cursor` is
         refused. Raises InvalidFilterError for a query without a word, or that only excludes some.
         """
         filters = filters or TraceFilters()
