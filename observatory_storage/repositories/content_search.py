@@ -41,7 +41,8 @@ from sqlalchemy.orm import Session
 from observatory_storage.models import MessagePack, MessageUse, Trace, TraceSpan
 from observatory_storage.models.types import UtcDateTime
 from observatory_storage.repositories.conditions import trace_conditions
-from observatory_storage.repositories.filters import TraceFilters, refusal
+from observatory_storage.repositories.filter_model import refusal
+from observatory_storage.repositories.filters import TraceFilters
 from observatory_storage.repositories.log_results import SnippetStyle
 from observatory_storage.repositories.log_search import Search, find_search
 from observatory_storage.repositories.log_statements import headline_options
