@@ -17,7 +17,7 @@ from observatory_storage.realtime.events import Event
 from observatory_storage.realtime.publisher import Publisher, PublishStats, committed_key, stream_key
 from observatory_storage.realtime.tail_filters import TailFilters
 from observatory_storage.realtime.tail_position import Place, TailPosition, before
-from observatory_storage.repositories.filters import check_time, refusal
+from observatory_storage.repositories.filter_model import check_time, refusal
 from observatory_storage.repositories.log_follow import duration_problems
 
 LONGEST_BLOCK_SECONDS: Final = 0.1
