@@ -4,7 +4,7 @@ Safe while others write: no table is rewritten, each statement is a transaction 
 lock for a moment, and the index of spans is built concurrently. What an interruption left is picked up again.
 
 Revision ID: 0004
-Revises: 0002
+Revises: 0003
 Create Date: 2026-11-22
 """
 
@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from observatory_storage.lifecycle.indexes import create_partitioned_index
 
 revision: str = "0004"
-down_revision: str | None = "0002"
+down_revision = "0003"
 branch_labels: str | None = None
 depends_on: str | None = None
 

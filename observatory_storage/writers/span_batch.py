@@ -118,8 +118,17 @@ class SpanBatch(KeyedBatch):
             if ends[place] is not None and place not in self._rejected
         }
 
+    def convert_ahead(self) -> bool:
+        """Convert one more chunk before it is to be sent; none of a batch whose content becomes references then."""
+        if self.shared.spans:
+            return False
+        self.settle_usage()
+        return super().convert_ahead()
+
     def settle_usage(self) -> None:
-        """Decide which model calls of the batch count, for the rows that are there now."""
+        """Decide which model calls of the batch count, for the rows that are there now, unless some are converted."""
+        if self._ahead:
+            return
         self._settled_without = len(self._rejected)
         repeats = [False] * len(self._given)
         calls = self._keys["counts_usage"]
