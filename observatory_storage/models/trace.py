@@ -184,8 +184,8 @@ class TraceSpan(Base):
     created_at: Mapped[CreatedAt]
     input_from_logs: Mapped[Bool | None]
     output_from_logs: Mapped[Bool | None]
-    repeats_usage: Mapped[Bool | None]
     content_refs: Mapped[BigIntArray | None]
+    repeats_usage: Mapped[Bool | None]
 
     __table_args__ = (
         CheckConstraint(one_of("kind", *SPAN_KINDS), name="kind"),
