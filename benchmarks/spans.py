@@ -25,7 +25,9 @@ class SpanWays(Ways):
     """Seeded spans of about 1.6 kB, 20 a trace, or those that are given, made ready for each way."""
 
     table: ClassVar[str] = "trace_spans"
-    truncated: ClassVar[str] = "trace_spans, trace_events, traces, resources"
+    truncated: ClassVar[str] = (
+        "trace_spans, trace_events, traces, resources, messages, message_packs, message_uses, usage_rollups"
+    )
     model: ClassVar[type[Base]] = TraceSpan
 
     def __init__(

@@ -263,7 +263,7 @@ class BufferedWriter(ABC, Generic[S]):
         # What is wrong with those rows is no fault of the batch that is being written.
         with suppress(Exception):
             if ahead:
-                return ahead[0].convert_ahead()
+                return self._store.convert_ahead(ahead[0])
             if len(self._buffer) >= number + self._batch_size:
                 ahead.append(self._prepare(number))
                 return True

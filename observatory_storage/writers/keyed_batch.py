@@ -58,6 +58,13 @@ class KeyedBatch:
     def __len__(self) -> int:
         return len(self._given) - len(self._rejected)
 
+    def chunks_at(self, places: Sequence[int]) -> Iterator[list[WireRow]]:
+        """Convert and yield the rows at some places a chunk at a time, without rejected ones."""
+        chunk = _NOTHING
+        while chunk.last < len(places):
+            chunk = self._chunk_of(places[chunk.last : chunk.last + chunk.next_size], chunk)
+            yield chunk.rows
+
     def chunks(self) -> Iterator[list[WireRow]]:
         """Convert and yield the rows a chunk at a time, without rejected ones."""
         ahead, self._ahead = self._ahead, []
@@ -78,9 +85,12 @@ class KeyedBatch:
 
     def _next_chunk(self, before: _Chunk) -> _Chunk:
         last = self._chunk_end(min(before.last + before.next_size, len(self._given)))
-        rows = self._convert(range(before.last, last))
+        return self._chunk_of(range(before.last, last), before)
+
+    def _chunk_of(self, places: Sequence[int], before: _Chunk) -> _Chunk:
+        rows = self._convert(places)
         written = sum(len(row[place]) for place in self._wide() for row in rows if row[place] is not None)
-        return _Chunk(rows, last, written, _next_size(before.next_size, written))
+        return _Chunk(rows, before.last + len(places), written, _next_size(before.next_size, written))
 
     def _wide(self) -> list[int]:
         return [

@@ -142,11 +142,13 @@ def work_meanwhile(connection: Connection, work: Callable[[], bool] | None) -> N
         connection.meanwhile = work
 
 
-def query(connection: Connection, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-    """Run a statement with binary results."""
+def query(
+    connection: Connection, statement: str, parameters: Sequence[Any] = (), *, prepare: bool | None = None
+) -> list[tuple[Any, ...]]:
+    """Run a statement with binary results. Without `prepare` psycopg decides; false has it planned anew."""
     with connection.cursor(binary=True) as cursor:
         cursor.adapters.register_dumper(wire.BinaryValue, wire.BinaryValueDumper)
-        cursor.execute(statement.encode(), parameters)
+        cursor.execute(statement.encode(), parameters, prepare=prepare)
         return cursor.fetchall() if cursor.description is not None else []
 
 

@@ -108,6 +108,10 @@ class SpanBatch(KeyedBatch):
             self._events = self._convert_events()
         return self._events
 
+    def key_columns(self) -> list[list[Any]]:
+        """Return the parts of the keys of all rows, rejected ones included, a list for each column."""
+        return [self._keys[name] for name in SPANS.key]
+
     def finished(self) -> dict[bytes, int]:
         """Return the places of the rows that have an end, by `span_key`."""
         starts, ends = self._keys["start_time"], self._keys["end_time"]

@@ -221,6 +221,19 @@ FROM unnest(%b::uuid[], %b::text[]) AS given (id, project)
 JOIN traces AS t ON t.id = given.id AND t.project <> given.project AND NOT {_unclaimed("t")}
 """
 
+# Which of the given keys are stored, by their places among those given, from 1 on. LIMIT keeps the look-up one by the
+# primary key: joined, a batch of many hours would be compared with all that these hours hold.
+STORED_SPANS: Final = """
+SELECT given.place
+FROM unnest(%b::uuid[], %b::bytea[], %b::timestamptz[]) WITH ORDINALITY AS given (trace_id, span_id, start_time, place)
+CROSS JOIN LATERAL (
+    SELECT FROM trace_spans AS s
+    WHERE s.trace_id = given.trace_id AND s.span_id = given.span_id AND s.start_time = given.start_time
+      AND s.start_time >= %b::timestamptz AND s.start_time <= %b::timestamptz
+    LIMIT 1
+) AS found
+"""
+
 # Open spans of some traces within the batch's times, by the index on open spans.
 OPEN_SPANS: Final = """
 SELECT uuid_send(trace_id) || span_id || timestamptz_send(start_time)
@@ -375,6 +388,7 @@ STATEMENTS: Final = {
     "CONTENT_EVENTS": CONTENT_EVENTS,
     "FILL_SPANS": FILL_SPANS,
     "FOREIGN_TRACES": FOREIGN_TRACES,
+    "STORED_SPANS": STORED_SPANS,
     "OPEN_SPANS": OPEN_SPANS,
     "DELETE_OPEN_SPANS": DELETE_OPEN_SPANS,
     "DELETE_EVENTS": DELETE_EVENTS,

@@ -226,6 +226,10 @@ class BatchStore(ABC, Generic[B]):
             rejected.extend(rejections.errors)
         stored.rejected.extend(rejected)
 
+    def convert_ahead(self, prepared: Prepared[B]) -> bool:
+        """Convert some rows before they are to be sent; false where that is enough, or they may not be sent at all."""
+        return not self._expect_duplicates and prepared.convert_ahead()
+
     def _write(self, batch: B, stored: Stored) -> None:
         if not len(batch):
             return

@@ -147,8 +147,15 @@ class TraceTransaction:
             self._copy_events(spans.events())
             return {}
         self._refuse_foreign(spans.projects)
-        insert = merge_rows if self._by_copy else insert_rows
-        new = insert(self._connection, SPANS, spans.layout, self._summed(spans, deltas))
+        if self._by_copy:
+            # What is stored already is neither converted nor sent.
+            places = self._absent(spans)
+            chunks = spans.chunks() if len(places) == len(spans) else spans.chunks_at(places)
+            sent = self._summed(spans, deltas, chunks)
+            new = merge_rows(self._connection, SPANS, spans.layout, sent) if places else set()
+        else:
+            places = list(range(len(spans.start_times)))
+            new = insert_rows(self._connection, SPANS, spans.layout, self._summed(spans, deltas, spans.chunks()))
         self._outcome.counts["spans_written"] = len(new)
         self._outcome.counts["spans_duplicate"] = len(spans) - len(new)
         self._outcome.met_duplicates = len(new) < len(spans)
@@ -162,7 +169,7 @@ class TraceTransaction:
             self._landed.keep(lambda row: span_key(row) in new)
         if new:
             lacks_content = _lacks_content(spans.layout)
-            for chunk in spans.chunks():
+            for chunk in spans.chunks_at(places):
                 rows = [row for row in chunk if span_key(row) in new]
                 deltas.add(rows)
                 self._usage.add(rows)
@@ -176,7 +183,7 @@ class TraceTransaction:
         try:
             with self._connection.transaction():
                 self._outcome.counts["spans_written"] = copy_rows(
-                    self._connection, SPANS.name, spans.layout, self._summed(spans, deltas)
+                    self._connection, SPANS.name, spans.layout, self._summed(spans, deltas, spans.chunks())
                 )
         except psycopg.Error as error:
             if not is_duplicate(error):
@@ -190,10 +197,12 @@ class TraceTransaction:
             return False
         return True
 
-    def _summed(self, spans: SpanBatch, deltas: TraceDeltas) -> Iterator[Sequence[WireRow]]:
-        """Yield the spans' chunks, each added to the deltas while the server works on it."""
+    def _summed(
+        self, spans: SpanBatch, deltas: TraceDeltas, chunks: Iterable[Sequence[WireRow]]
+    ) -> Iterator[Sequence[WireRow]]:
+        """Yield chunks of the spans, each added to the deltas while the server works on it."""
         lacks_content = _lacks_content(spans.layout)
-        for chunk in spans.chunks():
+        for chunk in chunks:
             yield chunk
             deltas.add(chunk)
             self._usage.add(chunk)
@@ -231,6 +240,18 @@ class TraceTransaction:
         if found:
             raise ForeignTraceError({bytes(key): project for key, project in found})
 
+    def _absent(self, spans: SpanBatch) -> list[int]:
+        """Return the places of the spans that are not stored; another transaction may be about to store them."""
+        keys = [
+            wire.encode_array(column.kind.element_oid, column.kind.element, values)
+            for column, values in zip(SPANS.columns[:_KEY_WIDTH], spans.key_columns(), strict=True)
+        ]
+        work_meanwhile(self._connection, self._terms.meanwhile)
+        # A plan that was made while the day's partition was empty would read all of it for each key.
+        found = query(self._connection, sql.STORED_SPANS, [*keys, *_span_of_time(spans.start_times)], prepare=False)
+        stored = {row[0] - 1 for row in found}
+        return [place for place in range(len(spans.start_times)) if place not in stored]
+
     def _open_among(self, finished: Mapping[bytes, int], start_times: Sequence[int]) -> dict[bytes, int]:
         if not finished:
             return {}
@@ -253,7 +274,10 @@ class TraceTransaction:
 
     def _replace(self, spans: SpanBatch, candidates: Mapping[bytes, int]) -> set[bytes]:
         """Put finished versions in the place of open ones; return the traces in which that may change what counts."""
+        known = len(spans)
         rows = spans.rows(sorted(candidates.values()))
+        # Looked at for the first time, some turn out to be none that can be stored.
+        self._outcome.counts["spans_duplicate"] -= known - len(spans)
         bounds = _span_of_time([row[_START] for row in rows])
         parameters = [*_span_keys(rows), *bounds]
         taken = {bytes(key): old for key, *old in query(self._connection, sql.DELETE_OPEN_SPANS, parameters)}
