@@ -200,7 +200,7 @@ def test_a_role_that_owns_no_table_is_told_so(pool: StoragePool, database_url: s
             owner.execute(f"DROP OWNED BY {role}".encode())
             owner.execute(f"DROP ROLE {role}".encode())
     assert report.partitions_made == ()
-    assert len(report.problems) == 8
+    assert len(report.problems) == 9
     assert "must be owner of" in report.problems[-1]
 
 

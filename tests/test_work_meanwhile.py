@@ -66,6 +66,7 @@ def test_rows_converted_ahead_are_the_rows_that_would_have_been() -> None:
     spans = make_spans(traces=30, spans=20)
     spans[77]["status"] = "no such status"
     plain = SpanBatch.from_rows(spans, "default", Rejections())
+    plain.settle_usage()
     expected = [row for chunk in plain.chunks() for row in chunk]
     assert len(expected) == len(spans) - 1
     for ahead in (1, 2, 1_000_000):
