@@ -72,15 +72,23 @@ class SharedContent:
     def of_rows(cls, rows: Sequence[GivenRow], projects: Sequence[str]) -> SharedContent:
         """Find what can be shared among rows, given with their projects."""
         shared = cls()
-        person = b""
-        project = None
+        persons: dict[str, bytes] = {}
         for place, row in enumerate(rows):
             if row.get("operation") is None:
                 continue
-            if projects[place] is not project:
+            # Most spans share nothing, and are to pay little for the look.
+            given = row.get("input")
+            if type(given) is dict:
+                given = given.get("messages")
+            has_messages = type(given) is list and (len(given) >= _LEAST_MESSAGES or _begins_with_long_prompt(given))
+            attributes = row.get("attributes")
+            repeats = type(attributes) is dict and not attributes.keys().isdisjoint(_NAMES)
+            if has_messages or repeats:
                 project = projects[place]
-                person = hashlib.blake2b(project.encode(), digest_size=16).digest()
-            shared._add(place, row, person)
+                person = persons.get(project)
+                if person is None:
+                    person = persons[project] = hashlib.blake2b(project.encode(), digest_size=16).digest()
+                shared._add(place, row, person, has_messages=has_messages, repeats=repeats)
         return shared
 
     def select(self, places: Sequence[int]) -> SharedContent:
@@ -90,11 +98,11 @@ class SharedContent:
         part.bodies = self.bodies
         return part
 
-    def _add(self, place: int, row: GivenRow, person: bytes) -> None:
+    def _add(self, place: int, row: GivenRow, person: bytes, *, has_messages: bool, repeats: bool) -> None:
         parts: list[tuple[int, bool, Sequence[bytes]]] = []
         columns: dict[str, Any] = {}
-        given = _messages_of(row.get("input"))
-        if given is not None and (len(given) >= _LEAST_MESSAGES or _has_long_prompt(given[0])):
+        given = _messages_of(row["input"]) if has_messages else None
+        if given is not None:
             ids = self._ids(given, person, is_cut=False, least=_LEAST_BYTES)
             if ids is not None:
                 parts.append((INPUT, False, ids))
@@ -107,9 +115,8 @@ class SharedContent:
                     if ids is not None:
                         parts.append((OUTPUT, is_cut, ids))
                         columns["output"] = _emptied(row["output"])
-        attributes = row.get("attributes")
-        if type(attributes) is dict and not attributes.keys().isdisjoint(_NAMES):
-            self._add_attributes(attributes, person, parts, columns)
+        if repeats:
+            self._add_attributes(row["attributes"], person, parts, columns)
         if parts:
             self.spans[place] = SpanContent(parts, columns)
 
@@ -168,11 +175,11 @@ def _messages_of(value: Any) -> list[dict[str, Any]] | None:
     return value
 
 
-def _has_long_prompt(message: Mapping[str, Any]) -> bool:
-    if message["role"] not in _LEADING:
+def _begins_with_long_prompt(messages: list[Any]) -> bool:
+    if not messages or type(messages[0]) is not dict or messages[0].get("role") not in _LEADING:
         return False
     try:
-        return len(orjson.dumps(message)) >= _LEAST_BYTES
+        return len(orjson.dumps(messages[0])) >= _LEAST_BYTES
     except (orjson.JSONEncodeError, RecursionError):
         return False
 
