@@ -50,6 +50,12 @@ class StoragePool:
     """
 
     def __init__(self, config: StorageConfig) -> None:
+        if not isinstance(config, StorageConfig):
+            # Without what was given: a URL holds a password.
+            raise ConfigurationError(
+                f"StoragePool takes a StorageConfig, and was given a {type(config).__name__}; "
+                "for a URL there is StoragePool.from_url"
+            )
         self.config = config
         self._connections = Connections(config, self._renew_engine)
         self._redis = RedisLink(config.redis) if config.redis is not None else None

@@ -96,6 +96,15 @@ def test_wrong_settings_are_told_together() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_each_wrong_setting_has_a_line_of_its_own() -> None:
+    done = invoke("traces", environment={"DB_PASSWORD": "s3cr3t", "DB_PORT": "x", "DB_RETRY_MAX_ATTEMPTS": "0"})
+    assert done.status == 1
+    first, *problems = done.stderr.splitlines()
+    assert first == "observatory-storage: 2 settings are wrong:"
+    assert [problem.split(" is ")[0].strip() for problem in problems] == ["DB_PORT", "DB_RETRY_MAX_ATTEMPTS"]
+    assert "s3cr3t" not in done.stderr
+
+
 @pytest.mark.parametrize("command", [("traces",), ("migrate",), ("check", "--verbose"), ("demo",)])
 def test_unreachable_server_is_a_sentence_without_the_password(command: tuple[str, ...]) -> None:
     url = f"postgresql://someone:s3cr3t-w0rd@127.0.0.1:{free_port()}/nothing"

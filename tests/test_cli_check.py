@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 from typing import Any
 
+import psycopg
 import pytest
+import sqlalchemy as sa
 
 from observatory_storage.migrations import head_revision
 from tests.command_line import Outcome, environment, invoke, program, run
@@ -84,6 +86,21 @@ def test_server_that_cannot_be_reached() -> None:
     assert (done.status, outcomes(done)) == (1, [True, True, False] + [None] * 6)
     assert "3 attempts" in steps(done)["open the pool"]["detail"]
     assert "s3cr3t" not in done.stdout
+
+
+def test_a_role_without_privileges_is_told_to_get_them(database_url: str, server_url: str) -> None:
+    role = "observatory_test_stranger"
+    with psycopg.connect(server_url, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {role} LOGIN")
+        try:
+            theirs = sa.make_url(database_url).set(username=role).render_as_string(hide_password=False)
+            done = invoke("check", "--json", "--database-url", theirs)
+        finally:
+            admin.execute(f"DROP ROLE {role}")
+    assert done.status == 1
+    found = steps(done)["PostgreSQL"]
+    assert found["detail"].startswith("permission denied for ")
+    assert found["remedy"].startswith("grant this role what it may not do")
 
 
 def test_database_that_is_not_migrated(empty_database_url: str) -> None:

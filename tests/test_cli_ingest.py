@@ -133,6 +133,17 @@ def test_files_that_cannot_be_read_do_not_stop_the_others(database_url: str, tmp
     assert "is a directory" in lines[1]
 
 
+def test_nothing_is_said_to_be_stored_where_all_failed(database_url: str, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.pb"
+    done = invoke("ingest", "--database-url", database_url, missing)
+    assert (done.status, done.stdout) == (1, "")
+    assert done.sentence == f"{missing}: cannot be read: No such file or directory"
+    figures = invoke("ingest", "--json", "--database-url", database_url, missing).json
+    assert figures["files"] == [{"file": str(missing), "signals": []}]
+    both = invoke("ingest", "--database-url", database_url, missing, CAPTURE)
+    assert (both.status, "stored 1 trace, 10 spans and 2 events" in both.stdout) == (1, True)
+
+
 def test_other_signals_are_named(database_url: str, tmp_path: Path) -> None:
     for path in recorded("openllmetry*.metrics.pb") + recorded("openllmetry*.logs.pb"):
         file = tmp_path / "capture.pb"

@@ -155,7 +155,7 @@ class Check:
     def _postgres(self) -> Finding:
         health = self._opened.health_check_postgres()
         if health.error is not None:
-            raise WrongError(health.error, remedy="see why the server ended the connection in its log")
+            raise WrongError(health.error, remedy=_remedy(health.error))
         _require_release(health)
         schema = health.schema
         assert schema is not None
@@ -255,6 +255,12 @@ def _print(out: Terminal, report: StepReport, *, verbose: bool) -> None:
         out.print(("    note: ", "yellow"), out.text(report.warning))
     if report.remedy:
         out.print("    ", (f"{glyphs.arrow} {out.text(report.remedy)}", "bold"))
+
+
+def _remedy(error: str) -> str:
+    if "(SQLSTATE 42501)" in error:
+        return "grant this role what it may not do, or connect as the role that migrated the database"
+    return "see why the server ended the connection in its log"
 
 
 def _require_release(health: PostgresHealth) -> None:

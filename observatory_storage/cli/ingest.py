@@ -54,6 +54,11 @@ class Result:
             return Status.FAILED
         return Status.REJECTED if self.rejected else Status.DONE
 
+    @property
+    def failed_altogether(self) -> bool:
+        """Whether nothing was stored nor rejected because of errors, which have been said."""
+        return bool(self.errors) and not self.rejected and not any(asdict(self.counts).values())
+
     def as_json(self) -> dict[str, Any]:
         """Return the figures."""
         return {
@@ -125,7 +130,8 @@ def ingest(
                 terminals.out.print_json(result.as_json())
             else:
                 print_files(terminals.out, result)
-                print_result(terminals.out, result)
+                if not result.failed_altogether:
+                    print_result(terminals.out, result)
     if result.status is not Status.DONE:
         raise typer.Exit(result.status)
 

@@ -46,8 +46,9 @@ def reported_errors() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except ConfigurationError as error:
-        problems = [problem for problem in error.problems if problem not in str(error)]
-        fail(str(error), *problems)
+        # Several problems stand below each other, as `check` shows them.
+        sentence = str(error).partition("\n")[0]
+        fail(sentence, *(problem for problem in error.problems if problem not in sentence))
     except StorageError as error:
         fail(str(error))
     except KeyboardInterrupt:

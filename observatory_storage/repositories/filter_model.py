@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +24,9 @@ from observatory_storage.text import repair_json, repair_text
 MAX_LIMIT: Final = 1000
 DEFAULT_LIMIT: Final = 50
 MAX_INT64: Final = 2**63 - 1
+
+
+_Given = TypeVar("_Given")
 
 
 def to_utc(value: dt.datetime) -> dt.datetime:
@@ -61,6 +64,25 @@ def _read_time(value: object) -> object:
 def refusal(*problems: str) -> InvalidFilterError:
     """Return the error that says what is wrong."""
     return InvalidFilterError("; ".join(problems), problems=problems)
+
+
+def check_text(name: str, value: object) -> str:
+    """Return a text as it would be stored; raises InvalidFilterError, which names it, for anything else."""
+    if not isinstance(value, str):
+        raise refusal(f"{name}: it is {value!r} and must be text")
+    return repair_text(value)
+
+
+def check_given(name: str, value: _Given | None) -> _Given:
+    """Return what is searched for; raises InvalidFilterError for None, which would let everything through."""
+    if value is None:
+        raise refusal(f"{name}: it is None; say what is searched for, or take `list` for all")
+    return value
+
+
+def check_project(value: object) -> str | None:
+    """Return a project's name as it would be stored, or None for all projects."""
+    return None if value is None else check_text("project", value)
 
 
 def count_problems(name: str, value: object, least: int) -> Iterator[str]:
@@ -115,6 +137,22 @@ class FilterModel(BaseModel):
 
     def _contradictions(self) -> Iterator[str]:
         yield from ()
+
+
+_Filters = TypeVar("_Filters", bound=FilterModel)
+
+
+def check_filters(kind: type[_Filters], value: object) -> _Filters:
+    """Return the filters that a call was given; raises InvalidFilterError for those of another kind."""
+    if isinstance(value, kind):
+        return value
+    given = "nothing" if value is None else f"an object of type {type(value).__name__}"
+    raise refusal(f"{kind.__name__} is what this call takes, and it was given {given}")
+
+
+def filters_or_all(kind: type[_Filters], value: object) -> _Filters:
+    """Return the filters that a call was given, or those that let all through where it was given none."""
+    return kind() if value is None else check_filters(kind, value)
 
 
 def _problems(error: ValidationError, fields: Iterable[str]) -> Iterator[str]:

@@ -23,7 +23,15 @@ from observatory_storage.models.rows import TraceIdValue
 from observatory_storage.models.severity import LEVELS, Severity, level_of
 from observatory_storage.repositories import log_statements as statements
 from observatory_storage.repositories.cursor import Page
-from observatory_storage.repositories.filter_model import check_time, count_problems, refusal
+from observatory_storage.repositories.filter_model import (
+    check_filters,
+    check_given,
+    check_project,
+    check_time,
+    count_problems,
+    filters_or_all,
+    refusal,
+)
 from observatory_storage.repositories.log_cursor import LogCursor, RankCursor
 from observatory_storage.repositories.log_filters import (
     Level,
@@ -46,7 +54,6 @@ from observatory_storage.repositories.log_results import LogMatch, LogStats, Sni
 from observatory_storage.repositories.log_search import Search
 from observatory_storage.repositories.log_statements import Key
 from observatory_storage.repositories.log_windows import LARGEST_WINDOW, Window, read_partitions, windows
-from observatory_storage.text import repair_text
 
 # A ranked search makes a tsvector of each match, 30 µs for a body of 250 characters: these take 0.2 s.
 RANKED_MATCHES: Final = 5000
@@ -100,7 +107,7 @@ class LogRepository(LogReader):
 
     def list(self, filters: LogFilters | None = None, *, include_content: bool = False) -> Page[LogRecord]:
         """Return a page of records, newest first, those of one time by id."""
-        filters = filters or LogFilters()
+        filters = filters_or_all(LogFilters, filters)
         after = _time_cursor(filters)
         found = self._newest(
             self._reach(filters, after), filters.limit + 1, after=after, include_content=include_content
@@ -113,13 +120,14 @@ class LogRepository(LogReader):
 
     def search_by_service(self, service_name: str, **options: Unpack[LogServiceOptions]) -> Page[LogRecord]:
         """Return a page of the records of a service, as `list` does."""
-        return self.list(LogFilters(service_name=service_name, **options))
+        return self.list(LogFilters(service_name=check_given("service_name", service_name), **options))
 
     def search_by_trace(self, trace_id: TraceIdValue, **options: Unpack[LogTraceOptions]) -> Page[LogRecord]:
         """Return a page of the records of a trace, newest first, as `list` does.
 
         Without a time range all partitions are searched; `get_logs_by_trace` looks around the trace.
         """
+        check_given("trace_id", trace_id)
         return self.list(LogFilters(trace_id=trace_id, **options))
 
     def get_logs_by_trace(
@@ -153,6 +161,7 @@ class LogRepository(LogReader):
 
         A level's name (`"warning"`), one severity's name or number (`"WARN2"`, 14), or a pair for a range.
         """
+        check_given("level", level)
         return self.list(LogFilters(severity=level, **options))
 
     def get_errors(self, **options: Unpack[LogLevelOptions]) -> Page[LogRecord]:
@@ -168,7 +177,9 @@ class LogRepository(LogReader):
         **options: Unpack[LogTextOptions],
     ) -> Page[LogMatch]:
         """Return a page of the records whose body matches a text, as `search_logs` does."""
-        return self.search_logs(LogFilters(search=text, **options), ranked=ranked, snippets=snippets)
+        return self.search_logs(
+            LogFilters(search=check_given("text", text), **options), ranked=ranked, snippets=snippets
+        )
 
     def search_logs(
         self,
@@ -184,6 +195,7 @@ class LogRepository(LogReader):
         close together and come often first, equal ones newest first. Records that arrive between two of its pages
         can push others out of those. `snippets` shows where a body matches, in a statement more.
         """
+        filters = check_filters(LogFilters, filters)
         if filters.search is None and (ranked or snippets):
             raise refusal("search: name what is searched for, to rank it or to show it")
         style = snippets if isinstance(snippets, SnippetStyle) else SnippetStyle()
@@ -218,7 +230,7 @@ class LogRepository(LogReader):
         services: Counter[str | None] = Counter()
         errors = 0
         times: list[dt.datetime] = []
-        reach = self._reach(filters or LogFilters(), first=LARGEST_WINDOW)
+        reach = self._reach(filters_or_all(LogFilters, filters), first=LARGEST_WINDOW)
         for window in reach.windows:
             with self._reading() as session:
                 rows = session.execute(statements.totals(reach.filters, window, reach.search)).all()
@@ -269,6 +281,7 @@ class LogRepository(LogReader):
         """
         if isinstance(self._source, Session):
             raise ConfigurationError("following log records needs a pool: LogRepository(pool).stream_logs(…)")
+        filters = filters_or_all(LogFilters, filters)
         problems = [*count_problems("batch_size", batch_size, 1), *count_problems("recent", recent, 0)]
         problems += duration_problems("poll_interval_seconds", poll_interval_seconds)
         if idle_timeout_seconds is not None:
@@ -283,7 +296,7 @@ class LogRepository(LogReader):
                 raise refusal(f"position: {error}") from error
         return LogStream(
             self._source,
-            (filters or LogFilters()).model_copy(update={"offset": 0, "cursor": None}),
+            filters.model_copy(update={"offset": 0, "cursor": None}),
             position=place,
             recent=recent,
             poll_interval_seconds=poll_interval_seconds,
@@ -307,7 +320,7 @@ class LogRepository(LogReader):
         if problems:
             raise refusal(*problems)
         whole = Window(None, check_time("cutoff", cutoff))
-        project = None if project is None else repair_text(project)
+        project = check_project(project)
         with self._batch() as session:
             found = (*windows(read_partitions(session), whole, first=LARGEST_WINDOW),)
         deleted = 0

@@ -16,7 +16,15 @@ from observatory_storage.models import Metric
 from observatory_storage.repositories import metric_figures, span_figures
 from observatory_storage.repositories import metric_statements as statements
 from observatory_storage.repositories.cursor import Page
-from observatory_storage.repositories.filter_model import check_limits, to_utc
+from observatory_storage.repositories.filter_model import (
+    check_filters,
+    check_given,
+    check_limits,
+    check_project,
+    check_text,
+    check_time,
+    filters_or_all,
+)
 from observatory_storage.repositories.metric_activity import MetricActivity, activity_of
 from observatory_storage.repositories.metric_cursor import MetricCursor, PointCursor
 from observatory_storage.repositories.metric_deletion import (
@@ -51,7 +59,6 @@ from observatory_storage.repositories.metric_results import (
     TimeSeriesResult,
 )
 from observatory_storage.repositories.reading import Reader
-from observatory_storage.text import repair_text
 
 _RECENT: Final = dt.timedelta(days=1)
 
@@ -87,8 +94,9 @@ class MetricRepository(Reader):
 
         One name can stand for several, because services, scopes, units and types make metrics of their own.
         """
+        name, project = check_text("name", name), check_project(project)
         with self._reading() as session:
-            statement = statements.metrics_by_name(repair_text(name), _repaired(project))
+            statement = statements.metrics_by_name(name, project)
             metrics = session.execute(statement).scalars().all()
         if not metrics:
             raise NotFoundError(absent(name))
@@ -96,14 +104,14 @@ class MetricRepository(Reader):
 
     def list(self, filters: MetricFilters | None = None) -> Page[Metric]:
         """Return a page of metrics, by name and then by id."""
-        filters = filters or MetricFilters()
+        filters = filters_or_all(MetricFilters, filters)
         with self._reading() as session:
             found = session.execute(statements.list_metrics(filters)).scalars().all()
         return _page(found, filters.limit, lambda last: MetricCursor(last.name, last.id))
 
     def search_by_name(self, text: str, **options: Unpack[MetricOptions]) -> Page[Metric]:
         """Return a page of the metrics whose name contains a text in any case, as `list` does."""
-        return self.list(MetricFilters(name=text, **options))
+        return self.list(MetricFilters(name=check_given("text", text), **options))
 
     def get_metrics(self, start: dt.datetime, end: dt.datetime, **options: Unpack[MetricOptions]) -> Page[Metric]:
         """Return a page of the metrics with a data point at `start` or later and before `end`, as `list` does."""
@@ -117,7 +125,7 @@ class MetricRepository(Reader):
         Their `exemplars` are read only with `include_exemplars`; without, asking a point for them raises
         sqlalchemy.orm.exc.DetachedInstanceError.
         """
-        filters = filters or DataPointFilters()
+        filters = filters_or_all(DataPointFilters, filters)
         with self._reading() as session:
             statement = statements.list_points(filters, include_exemplars=include_exemplars)
             found = [DataPoint(*row) for row in session.execute(statement)]
@@ -129,6 +137,7 @@ class MetricRepository(Reader):
         Without a time range the last day is looked at first, and only then all that is stored. On a pool with Redis
         the answer may be a few seconds old (REDIS_CACHE_FIGURES_TTL_SECS).
         """
+        filters = check_filters(DataPointFilters, filters)
         return self._cached(
             Cached.LATEST_POINT, repr(filters).encode(errors="surrogatepass"), lambda: self._read_latest_point(filters)
         )
@@ -166,6 +175,7 @@ class MetricRepository(Reader):
         `value` is an integer where all addends are. It is None in an empty bucket, save for `count`, which is
         0 there.
         """
+        query = check_filters(TimeSeriesQuery, query)
         with self._reading() as session:
             kind = find_kind(session, query)
             refuse_aggregation(kind, query.aggregation)
@@ -192,6 +202,7 @@ class MetricRepository(Reader):
 
         Each is what `query_time_series` gives. Labels without a point in the range are not there.
         """
+        query = check_filters(MetricQuery, query)
         with self._reading() as session:
             kind = find_kind(session, query)
             increases = kind.family == "distribution" or kind.is_counter
@@ -207,6 +218,7 @@ class MetricRepository(Reader):
         Exact, from the spans. For one trace take `TraceRepository.get_trace_statistics`, for totals over traces
         `TraceRepository.get_stats`.
         """
+        query = check_filters(CostQuery, query)
         with self._reading() as session:
             rows = _bounded(session, span_figures.cost_summary(query))
         width = len(query.group_by)
@@ -227,6 +239,7 @@ class MetricRepository(Reader):
         What a cumulative histogram recorded in the time range follows from its points as increases do
         (`query_time_series`); other bounds than before are a reset as well. Labels without a value are not there.
         """
+        query = check_filters(LatencyQuery, query)
         if query.of_spans:
             with self._reading() as session:
                 rows = _bounded(session, span_figures.span_percentiles(query))
@@ -243,7 +256,7 @@ class MetricRepository(Reader):
         self, metric_ids: Sequence[uuid.UUID], *, start: dt.datetime | None = None, end: dt.datetime | None = None
     ) -> Mapping[uuid.UUID, MetricActivity]:
         """Return how much there is of each metric at `start` or later and before `end`; of one not stored, nothing."""
-        begin, until = (None if time is None else to_utc(time) for time in (start, end))
+        begin, until = _range(start, end)
         with self._reading() as session:
             rows = session.execute(activity_of(metric_ids, begin, until)).all()
         return {row[0]: MetricActivity(*row[1:]) for row in rows}
@@ -255,9 +268,10 @@ class MetricRepository(Reader):
 
         Give a time range: the work grows with the number of points.
         """
-        begin, until = (None if time is None else to_utc(time) for time in (start, end))
+        begin, until = _range(start, end)
+        project = check_project(project)
         with self._reading() as session:
-            rows = session.execute(statements.metric_totals(_repaired(project), begin, until)).all()
+            rows = session.execute(statements.metric_totals(project, begin, until)).all()
         return MetricStats(tuple(MetricTypeStats(*row) for row in rows))
 
     def delete_before(
@@ -270,8 +284,8 @@ class MetricRepository(Reader):
         each batch is committed by itself, and what is done stays done where a later one fails; with a session all
         batches stand in its transaction and the caller commits, so prefer a pool. The read timeout does not apply.
         """
-        check_limits(batch_size, 0)
-        expired = Expired(_cutoff(cutoff), _repaired(project))
+        check_limits(batch_size, 0, name="batch_size")
+        expired = Expired(check_time("cutoff", cutoff), check_project(project))
         counts = self._delete_all(delete_point_batch, expired, batch_size)
         counts = counts.plus(self._delete_all(delete_series_batch, expired, batch_size))
         return counts.plus(self._delete_all(delete_metric_batch, expired, batch_size))
@@ -365,15 +379,6 @@ def _metric_key(metric_id: uuid.UUID | bytes | str) -> uuid.UUID:
         raise NotFoundError(f"no metric has such an id: {shown}") from error
 
 
-def _cutoff(value: object) -> dt.datetime:
-    if not isinstance(value, dt.datetime):
-        raise _refused("cutoff", f"it is {_kind(value)} and must be a datetime")
-    try:
-        return to_utc(value)
-    except ValueError as error:
-        raise _refused("cutoff", str(error)) from error
-
-
 def _refused(name: str, problem: str) -> InvalidFilterError:
     return InvalidFilterError(f"{name}: {problem}", problems=(f"{name}: {problem}",))
 
@@ -382,8 +387,9 @@ def _kind(value: object) -> str:
     return "None" if value is None else f"of type {type(value).__name__}"
 
 
-def _repaired(text: str | None) -> str | None:
-    return None if text is None else repair_text(text)
+def _range(start: object, end: object) -> tuple[dt.datetime | None, dt.datetime | None]:
+    begin = None if start is None else check_time("start", start)
+    return begin, None if end is None else check_time("end", end)
 
 
 def _cursor_of(last: DataPoint) -> PointCursor:

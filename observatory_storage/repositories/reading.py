@@ -75,6 +75,11 @@ class Reader:
         timeout = statement_timeout_seconds
         if timeout is not None and not (math.isfinite(timeout) and 0.001 <= timeout <= 2_000_000):
             raise ConfigurationError(f"statement_timeout_seconds is {timeout}; it may be 0.001 to 2000000, or None")
+        if not isinstance(session_or_pool, Session) and not hasattr(session_or_pool, "session"):
+            given = type(session_or_pool).__name__
+            raise ConfigurationError(
+                f"{type(self).__name__} reads on a StoragePool or a SQLAlchemy Session, and was given a {given}"
+            )
         self._source = session_or_pool
         self._timeout_seconds = timeout
         # A session sees its own transaction, which no cache knows.

@@ -19,7 +19,15 @@ from observatory_storage.repositories import trace_statements as statements
 from observatory_storage.repositories.content import restore_content
 from observatory_storage.repositories.content_search import search_content
 from observatory_storage.repositories.cursor import Page, SpanCursor, TraceCursor
-from observatory_storage.repositories.filter_model import check_limits, check_time, refusal
+from observatory_storage.repositories.filter_model import (
+    check_given,
+    check_limits,
+    check_project,
+    check_text,
+    check_time,
+    filters_or_all,
+    refusal,
+)
 from observatory_storage.repositories.filters import PageOptions, SearchOptions, SpanFilters, TraceFilters
 from observatory_storage.repositories.log_results import SnippetStyle, style_problems
 from observatory_storage.repositories.reading import Reader
@@ -33,7 +41,6 @@ from observatory_storage.repositories.results import (
     UsageRow,
 )
 from observatory_storage.repositories.trace_deletion import DEFAULT_BATCH_SIZE, Expired, Place, delete_batch
-from observatory_storage.text import repair_text
 
 # Up to so many spans of a model, their traces are found by the index on (model, start_time) and sorted;
 # beyond, traces are read newest first and their spans probed. Measured with 200,000 traces of 5 spans in 60
@@ -107,7 +114,7 @@ class TraceRepository(Reader):
         raises sqlalchemy.orm.exc.DetachedInstanceError. A trace whose start moves between two pages, because an
         earlier span arrives, may show on both or on neither.
         """
-        filters = filters or TraceFilters()
+        filters = filters_or_all(TraceFilters, filters)
         with self._reading() as session:
             statement = statements.list_traces(
                 filters, by_span_index=_has_few_spans(session, filters), include_content=include_content
@@ -125,7 +132,7 @@ class TraceRepository(Reader):
 
     def search_by_service(self, service_name: str, **options: Unpack[SearchOptions]) -> Page[Trace]:
         """Return a page of the traces of a service, as `list` does."""
-        return self.list(TraceFilters(service_name=service_name, **options))
+        return self.list(TraceFilters(service_name=check_given("service_name", service_name), **options))
 
     def search_errors(self, **options: Unpack[SearchOptions]) -> Page[Trace]:
         """Return a page of the traces that failed or hold a span that did, as `list` does."""
@@ -133,7 +140,7 @@ class TraceRepository(Reader):
 
     def search_traces(self, text: str, **options: Unpack[SearchOptions]) -> Page[Trace]:
         """Return a page of the traces whose root span's name contains a text in any case, as `list` does."""
-        return self.list(TraceFilters(name=text, **options))
+        return self.list(TraceFilters(name=check_given("text", text), **options))
 
     def search_content(
         self, query: str, filters: TraceFilters | None = None, *, snippets: bool | SnippetStyle = False
@@ -150,13 +157,14 @@ class TraceRepository(Reader):
         SQL for them. A message of several periods comes once for each. `filters.cursor` is
         refused. Raises InvalidFilterError for a query without a word, or that only excludes some.
         """
-        filters = filters or TraceFilters()
+        filters = filters_or_all(TraceFilters, filters)
         style = snippets if isinstance(snippets, SnippetStyle) else SnippetStyle()
         problems = tuple(style_problems(style))
         if problems:
             raise refusal(*problems)
+        text = check_text("query", query)
         with self._reading() as session:
-            return search_content(session, repair_text(query), filters, style if snippets else None)
+            return search_content(session, text, filters, style if snippets else None)
 
     def get_spans(
         self,
@@ -185,7 +193,7 @@ class TraceRepository(Reader):
 
     def list_spans(self, filters: SpanFilters | None = None, *, include_content: bool = False) -> Page[TraceSpan]:
         """Return a page of spans of any traces, newest first; `include_content` as in `get_spans`."""
-        filters = filters or SpanFilters()
+        filters = filters_or_all(SpanFilters, filters)
         with self._reading() as session:
             statement = statements.list_spans(filters, include_content=include_content)
             found = session.execute(statement).scalars().all()
@@ -229,8 +237,9 @@ class TraceRepository(Reader):
 
         Give a time range: the work grows with the number of traces.
         """
+        filters = filters_or_all(TraceFilters, filters)
         with self._reading() as session:
-            return TraceStats(*session.execute(statements.trace_totals(filters or TraceFilters())).one())
+            return TraceStats(*session.execute(statements.trace_totals(filters)).one())
 
     def delete_before(
         self, cutoff: dt.datetime, *, project: str | None = None, batch_size: int = DEFAULT_BATCH_SIZE
@@ -242,8 +251,8 @@ class TraceRepository(Reader):
         session all batches stand in its transaction and the caller commits, so prefer a pool. Traces that
         another transaction holds are skipped and counted. Resources stay. The read timeout does not apply.
         """
-        check_limits(batch_size, 0)
-        expired = Expired(check_time("cutoff", cutoff), None if project is None else repair_text(project))
+        check_limits(batch_size, 0, name="batch_size")
+        expired = Expired(check_time("cutoff", cutoff), check_project(project))
         counts = DeletedCounts()
         place: Place | None = Place()
         while place is not None:

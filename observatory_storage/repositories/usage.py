@@ -13,6 +13,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from observatory_storage.errors import InvalidFilterError
 from observatory_storage.models import Trace
 from observatory_storage.repositories import usage_statements as statements
+from observatory_storage.repositories.filter_model import check_filters
 from observatory_storage.repositories.metric_figures import MAX_ROWS
 from observatory_storage.repositories.metric_labels import label_order, labels_of
 from observatory_storage.repositories.metric_results import Percentile
@@ -51,6 +52,7 @@ class UsageRepository(Reader):
 
         Without `group_by` there is one, also where nothing was used.
         """
+        query = check_filters(UsageQuery, query)
         with self._reading() as session:
             rows = _bounded(session, statements.usage_totals(query))
         found = [_totals(row, query) for row in rows]
@@ -61,6 +63,7 @@ class UsageRepository(Reader):
 
     def get_series(self, query: UsageSeriesQuery) -> UsageResult[UsageSeries]:
         """Return the sums by bucket of time for each combination of dimensions, in the order of these."""
+        query = check_filters(UsageSeriesQuery, query)
         with self._reading() as session:
             rows = _bounded(session, statements.usage_series(query))
         groups: dict[tuple[str | None, ...], dict[Any, UsageTotals]] = {} if query.group_by else {(): {}}
@@ -79,6 +82,7 @@ class UsageRepository(Reader):
 
         Each is within 1 % of the true one. A combination in which no call said how long it took is not there.
         """
+        query = check_filters(UsagePercentileQuery, query)
         with self._reading() as session:
             rows = _bounded(session, statements.usage_buckets(query))
         width = len(query.group_by)
@@ -104,6 +108,7 @@ class UsageRepository(Reader):
         return self._top(query, Trace.session_id)
 
     def _top(self, query: TopUsageQuery, column: InstrumentedAttribute[str | None]) -> Sequence[TopUsage]:
+        query = check_filters(TopUsageQuery, query)
         with self._reading() as session:
             return tuple(TopUsage(*row) for row in session.execute(statements.top_usage(query, column)))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
-from observatory_storage.errors import RejectedRowError, StorageError, WriteError, describe
+from observatory_storage.errors import ConfigurationError, RejectedRowError, StorageError, WriteError, describe
 from observatory_storage.writers import background
 from observatory_storage.writers.buffer import BufferStats, RowBuffer
 from observatory_storage.writers.config import WriterConfig
@@ -41,6 +41,10 @@ class CommitStats:
 S = TypeVar("S", bound=CommitStats)
 
 
+def _kind(value: object) -> str:
+    return type(value).__name__
+
+
 class BufferedWriter(ABC, Generic[S]):
     """Buffers rows and writes them in batches, each in one transaction, exact under replay.
 
@@ -63,6 +67,10 @@ class BufferedWriter(ABC, Generic[S]):
         *,
         on_rejected: Callable[[RejectedRowError], None] | None = None,
     ) -> None:
+        if not hasattr(pool, "raw_connection"):
+            raise ConfigurationError(f"{type(self).__name__} writes on a StoragePool, and was given a {_kind(pool)}")
+        if config is not None and not isinstance(config, WriterConfig):
+            raise ConfigurationError(f"config is a {_kind(config)} and must be a WriterConfig")
         self._pool = pool
         self._config = config or WriterConfig()
         self._on_rejected = on_rejected

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+
+from observatory_storage.errors import ConfigurationError
 
 # Below this many rows one INSERT … SELECT FROM unnest is as fast as COPY with its extra round trips
 # (docs/decisions/copy-and-insert.md).
@@ -29,6 +31,8 @@ class WriterConfig(BaseModel):
     makes its callers wait up to `full_buffer_timeout_seconds`. Partitions are made on demand for days not
     older than `partition_days_back`; older rows go to the DEFAULT partition. Without `share_messages` each span
     holds a copy of its messages, which its columns then show to any query (docs/messages.md).
+
+    Raises ConfigurationError, with one line for each setting that is wrong.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,3 +47,16 @@ class WriterConfig(BaseModel):
     lock_timeout_seconds: float = Field(default=10.0, gt=0, le=600, allow_inf_nan=False)
     partition_days_back: int = Field(default=90, ge=0, le=36_500)
     share_messages: bool = True
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        # Not as a ValueError, which pydantic would make a ValidationError of.
+        try:
+            return handler(data)
+        except ValidationError as error:
+            problems = tuple(
+                f"{'.'.join(map(str, line['loc']))} is {line['input']!r}: {line['msg']}"
+                for line in error.errors(include_url=False, include_context=False)
+            )
+            raise ConfigurationError(f"WriterConfig: {'; '.join(problems)}", problems=problems) from error
