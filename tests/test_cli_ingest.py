@@ -138,6 +138,8 @@ def test_nothing_is_said_to_be_stored_where_all_failed(database_url: str, tmp_pa
     done = invoke("ingest", "--database-url", database_url, missing)
     assert (done.status, done.stdout) == (1, "")
     assert done.sentence == f"{missing}: cannot be read: No such file or directory"
+    several = invoke("ingest", "--database-url", database_url, missing, tmp_path)
+    assert (several.status, several.stdout, several.stderr.count("\n")) == (1, "", 2)
     figures = invoke("ingest", "--json", "--database-url", database_url, missing).json
     assert figures["files"] == [{"file": str(missing), "signals": []}]
     both = invoke("ingest", "--database-url", database_url, missing, CAPTURE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import select
 import signal
 import subprocess
 import tempfile
@@ -138,6 +139,7 @@ def test_what_cannot_hold_is_wrong_usage(database_url: str) -> None:
         ["--attribute", "key"],
         ["--attribute", "=value"],
         ["--attribute", "key=1", "--attribute", "key=2"],
+        ["--limit", "0"],
     ):
         assert invoke("logs", "--database-url", database_url, *arguments).status == 2
     done = invoke("logs", "--database-url", database_url, "--search", "!!!")
@@ -161,6 +163,24 @@ def test_following_prints_the_newest_and_what_is_stored_then(database_url: str, 
             running.communicate(timeout=30)
     assert recent == [2, 1]
     assert late["attributes"] == {"n": 9}
+
+
+def test_following_may_begin_with_nothing_that_is_there(database_url: str, pool: StoragePool) -> None:
+    store(pool)
+    command = program("logs", "--follow", "--json", "-n", "0", "--database-url", database_url)
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment())
+    try:
+        assert running.stdout is not None
+        # Nothing says when it has begun.
+        for number in range(100, 160):
+            store_logs(pool, [log(0, body="new", attributes={"n": number})])
+            if select.select([running.stdout], [], [], 0.5)[0]:
+                break
+        first = json.loads(running.stdout.readline())
+    finally:
+        running.terminate()
+        running.communicate(timeout=30)
+    assert first["body"] == "new"
 
 
 @pytest.mark.parametrize("arguments", [["logs"], ["traces"], ["logs", "--follow", "-n", "50"]])

@@ -128,10 +128,9 @@ def ingest(
             result = ingestion.result
             if as_json:
                 terminals.out.print_json(result.as_json())
-            else:
+            elif not result.failed_altogether:
                 print_files(terminals.out, result)
-                if not result.failed_altogether:
-                    print_result(terminals.out, result)
+                print_result(terminals.out, result)
     if result.status is not Status.DONE:
         raise typer.Exit(result.status)
 

@@ -36,7 +36,9 @@ STYLES: Final[Mapping[str | None, str]] = {
 
 def logs(
     context: typer.Context,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many.")] = 50,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=0, help="How many; with --follow 0 for those alone that are stored now.")
+    ] = 50,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with each record that is stored.")] = False,
     search: Annotated[
         str | None,
@@ -84,6 +86,8 @@ def logs(
 
     With --follow each record comes once, when it is stored, however old its time is; with --json one object a line.
     """
+    if not follow and limit == 0:
+        raise typer.BadParameter("0 goes with --follow alone", param_hint="--limit")
     if follow and (ranked or snippets or cursor is not None):
         raise typer.BadParameter("--follow goes with none of --ranked, --snippets and --cursor")
     if (ranked or snippets) and search is None:
