@@ -57,7 +57,7 @@ def test_every_suite_runs_and_says_what_it_found(server_url: str, tmp_path: Path
         text=True,
         timeout=180,
     )
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert (done.returncode, done.stderr) == (0, ""), f"{done.stderr}{done.stdout}"
     suites = json.loads(path.read_text())["suites"]
     assert sorted(suites) == command.suites()
     for name, found in suites.items():

@@ -82,7 +82,7 @@ class Breaker:
         while not self._over.wait(pause):
             try:
                 self._probe()
-            except redis.RedisError:
+            except _FAILURES:
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
                 continue
             with self._lock:
@@ -93,6 +93,8 @@ class Breaker:
                 self._probe()
             except redis.RedisError as error:
                 self.open(error)
+            except ValueError:
+                pass
             return
 
 
@@ -102,6 +104,8 @@ def is_outage(error: redis.RedisError) -> bool:
     return not isinstance(error, redis.ResponseError) and not isinstance(error.__context__, queue.Empty)
 
 
+# redis-py's reader raises ValueError where its connection is closed by another thread, as at the end of a pool.
+_FAILURES: Final = (redis.RedisError, ValueError)
 _all: Final[weakref.WeakSet[Breaker]] = weakref.WeakSet()
 
 
