@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm.exc import DetachedInstanceError
@@ -396,3 +397,19 @@ def test_whoever_waits_for_a_read_that_fails_asks_for_itself(redis_pool: Storage
     assert redis_pool.redis is not None
     assert redis_pool.redis.get(key_of(redis_pool, absent.bytes, b"d")) is None
     assert cache.stats().hits == 0
+
+
+def test_maintenance_that_decides_what_counts_drops_the_trace(redis_pool: StoragePool, database_url: str) -> None:
+    call = {"start_time": at(), "end_time": at(1), "counts_usage": True, "operation": "chat", "input_tokens": 7}
+    outer = call | {"trace_id": b"t" * 16, "span_id": b"outer..."}
+    write(redis_pool, [outer, outer | {"span_id": b"inner...", "parent_span_id": outer["span_id"]}])
+    with psycopg.connect(database_url) as connection:
+        connection.execute("UPDATE trace_spans SET counts_usage = true, repeats_usage = NULL")
+        connection.execute("UPDATE traces SET input_tokens = 14")
+        connection.execute("TRUNCATE usage_rollups")
+    repository = TraceRepository(redis_pool)
+    assert repository.get_trace_by_id(b"t" * 16).trace.input_tokens == 14
+    assert redis_pool.maintain().usage.spans_added == 2
+    detail = repository.get_trace_by_id(b"t" * 16)
+    assert detail.trace.input_tokens == 7
+    assert sorted(one.counts_usage for one in detail.spans) == [False, True]

@@ -14,12 +14,13 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 
+from observatory_storage.caching import cache_of
 from observatory_storage.errors import StorageError, UnavailableError, describe, translate_errors
 from observatory_storage.lifecycle.partitions import ConnectionSource, PartitionManager
 from observatory_storage.models import TraceSpan
 from observatory_storage.models.base import table_of
 from observatory_storage.usage import statements
-from observatory_storage.usage.backfill import START, add_unrolled
+from observatory_storage.usage.backfill import START, Added, add_unrolled
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class UsageUpkeep:
         on_progress: Progress | None = None,
     ) -> None:
         self._pool = pool
+        self._cache = cache_of(pool)
         self._manager = manager
         self._seconds = seconds
         self._on_progress = on_progress or (lambda what, done, total: None)
@@ -128,13 +130,16 @@ class UsageUpkeep:
 
                 def work(
                     connection: psycopg.Connection[Any], name: str = partition.name, after: uuid.UUID = after
-                ) -> tuple[uuid.UUID | None, int]:
+                ) -> Added:
                     return add_unrolled(connection, name, after, TRACES_AT_ONCE)
 
-                after, found = self._attempt(work)
-                if found:
+                step = self._attempt(work)
+                if step.spans:
                     self._on_progress("usage of stored spans", place, len(partitions))
-                added += found
+                    if self._cache is not None:
+                        self._cache.forget_traces(step.trace_ids)
+                added += step.spans
+                after = step.after
         return added, True
 
     def _count(self, query: str) -> int:
