@@ -305,10 +305,32 @@ def test_a_downgrade_puts_content_back_and_an_upgrade_leaves_it(pool: StoragePoo
     write(pool, rows)
     done = alembic(database_url, "downgrade", "0002")
     assert done.returncode == 0, done.stderr
-    with psycopg.connect(database_url) as connection:
-        found = connection.execute("SELECT trace_id, span_id, input, output, attributes FROM trace_spans").fetchall()
-    assert {(row[0].hex, bytes(row[1]).hex()): list(row[2:]) for row in found} == contents(rows)
+    assert read_back_of_columns(database_url) == contents(rows)
     pool.run_migrations()
     assert_given_back(pool, rows)
     write(pool, [row for seed in range(3, 5) for row in conversation(seed)])
     assert count(database_url, "messages") > 0
+
+
+def test_what_was_overwritten_is_null_for_every_reader(pool: StoragePool, database_url: str) -> None:
+    rows = conversation()
+    write(pool, rows)
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "UPDATE message_packs SET messages = (SELECT jsonb_agg('null'::jsonb) FROM jsonb_array_elements(messages))"
+        )
+    expected = {
+        key: [[None] * len(given), [None] * len(answered), {"call": attributes["call"]}]
+        for key, (given, answered, attributes) in contents(rows).items()
+    }
+    assert read_back(pool, rows) == expected
+    assert seen_by_sql(database_url) == expected
+    done = alembic(database_url, "downgrade", "0002")
+    assert done.returncode == 0, done.stderr
+    assert read_back_of_columns(database_url) == expected
+
+
+def read_back_of_columns(url: str) -> dict[tuple[str, str], Any]:
+    with psycopg.connect(url) as connection:
+        found = connection.execute("SELECT trace_id, span_id, input, output, attributes FROM trace_spans").fetchall()
+    return {(row[0].hex, bytes(row[1]).hex()): list(row[2:]) for row in found}

@@ -44,7 +44,8 @@ _CONTENT = """
 CREATE FUNCTION observatory_content(refs bigint[], part integer, finish_reason text) RETURNS jsonb
 LANGUAGE sql STABLE PARALLEL SAFE AS $function$
 SELECT jsonb_agg(
-    CASE WHEN run.bits >> 32 & 1 = 1 THEN found.message || jsonb_build_object('finish_reason', finish_reason)
+    CASE WHEN run.bits >> 32 & 1 = 1 AND jsonb_typeof(found.message) = 'object'
+         THEN found.message || jsonb_build_object('finish_reason', finish_reason)
          ELSE found.message END
     ORDER BY run.place, found.position
 )
@@ -77,7 +78,9 @@ SELECT s.trace_id, s.span_id, s.start_time, s.project,
        CASE WHEN s.content_refs IS NULL THEN s.attributes ELSE s.attributes || coalesce((
            SELECT jsonb_object_agg(member.key, member.value)
            FROM jsonb_array_elements(observatory_content(s.content_refs, 2, NULL)) AS part (content)
-           CROSS JOIN LATERAL jsonb_each(part.content) AS member
+           CROSS JOIN LATERAL jsonb_each(
+               CASE jsonb_typeof(part.content) WHEN 'object' THEN part.content ELSE '{}' END
+           ) AS member
        ), '{}'::jsonb) END AS attributes
 FROM trace_spans AS s
 """
