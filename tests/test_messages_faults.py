@@ -206,6 +206,29 @@ def test_messages_go_with_the_partition_of_their_spans(pool: StoragePool, databa
     assert len(stored_messages(database_url)) == different(new) + different(kept)
 
 
+def test_what_comes_while_messages_go_is_found(pool: StoragePool, database_url: str) -> None:
+    start = retaining.NOW - 9 * retaining.DAY
+    rows = conversation(1, start=start, calls=8)
+    packs = f"message_packs_p{start:%Y%m%d}"
+    with TraceWriter(pool) as writer:
+        writer.write_spans(rows[:4])
+        writer.flush()
+        with psycopg.connect(database_url) as reader:
+            reader.execute(f"SELECT FROM {packs} LIMIT 1".encode())
+            report = retaining.retain(pool, retaining.policy("traces", 3 * retaining.DAY))
+        assert packs not in report.partitions_dropped
+        assert f"messages_p{start:%Y%m%d}" in report.partitions_dropped
+        writer.write_spans(rows[4:])
+    assert read_back(pool, rows) == contents(rows[4:])
+    for row in rows[4:]:
+        text = row["output"][0]["parts"][0]["content"]
+        (match,) = TraceRepository(pool).search_content(f'"{text}"')
+        assert match.span_id == row["span_id"].hex()
+    # The first question was remembered with its pack.
+    asked = rows[0]["input"][1]["parts"][0]["content"]
+    assert [match.span_id for match in TraceRepository(pool).search_content(f'"{asked}"')] == [rows[4]["span_id"].hex()]
+
+
 def test_messages_without_a_partition_go_from_default(pool: StoragePool, database_url: str) -> None:
     ancient = conversation(1, start=retaining.NOW - dt.timedelta(days=400))
     with TraceWriter(pool) as writer:

@@ -19,8 +19,9 @@ from observatory_storage.lifecycle.partitions import Partition, PartitionManager
 from observatory_storage.models import Message, MessagePack, MessageUse, TraceSpan
 from observatory_storage.models.base import table_of
 
-# Where messages are is told before their packs go, so that no writer takes one for stored that is not.
-_TABLES: Final = tuple(table_of(model) for model in (Message, MessageUse, MessagePack))
+# Where messages are is told before their packs go, so that no writer takes one for stored that is not. Who uses a pack
+# is known until it is gone: what a writer remembers of uses, it remembers as long as there is the pack.
+_TABLES: Final = tuple(table_of(model) for model in (Message, MessagePack, MessageUse))
 # No period is longer.
 _LONGEST: Final = dt.timedelta(days=31)
 
@@ -61,8 +62,9 @@ class MessageRetention:
 
         def is_free(connection: psycopg.Connection[Any]) -> bool:
             # Nobody can store messages of this period now: what refers to them is committed, and seen here.
-            row = connection.execute(statements.HAS_SPANS, bounds).fetchone()
-            if row is None or row[0]:
+            queries = (statements.HAS_SPANS, statements.HAS_PACKS)[: 1 + (table is _TABLES[-1])]
+            rows = [connection.execute(query, bounds).fetchone() for query in queries]
+            if any(row is None or row[0] for row in rows):
                 refused.append(partition.name)
             return not refused
 
@@ -86,9 +88,9 @@ class MessageRetention:
             return
         gone = self._remover.in_blocks(borders.default.name, statements.DELETE_UNUSED_PACKS, "period", given)
         removed.rows[borders.table.name] += gone
-        for table in _TABLES[:-1] if gone else ():
+        for table in _TABLES if gone else ():
             default = self._borders(table).default
-            if default is not None:
+            if default is not None and table is not borders.table:
                 removed.rows[table.name] += self._remover.in_blocks(
                     default.name, statements.DELETE_WITHOUT_PACK, "period", given
                 )

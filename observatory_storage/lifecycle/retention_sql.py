@@ -145,6 +145,7 @@ SELECT EXISTS (
 """
 
 HAS_SPANS: Final = "SELECT EXISTS (SELECT FROM trace_spans WHERE start_time >= %(lower)s AND start_time < %(upper)s)"
+HAS_PACKS: Final = "SELECT EXISTS (SELECT FROM message_packs WHERE period >= %(lower)s AND period < %(upper)s)"
 HAS_OTHER_PROJECTS: Final = (
     "SELECT EXISTS (SELECT FROM ONLY {relation} AS r WHERE r.project <> ALL(%(projects)s::text[]))"
 )
