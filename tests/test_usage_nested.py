@@ -210,6 +210,26 @@ def test_what_is_rejected_takes_its_usage_along(pool: StoragePool, database_url:
     assert_usage_exact(database_url, [outer])
 
 
+def test_a_trace_that_is_not_locked_is_not_decided(pool: StoragePool, database_url: str, method: WriteMethod) -> None:
+    outer, inner = call("outer", None, 100), call("inner", "outer", 100)
+    with TraceWriter(pool, WriterConfig(method=method)) as writer:
+        writer.write_spans([outer, inner])
+    with psycopg.connect(database_url) as holder:
+        holder.execute("UPDATE trace_spans SET counts_usage = true, repeats_usage = NULL")
+        holder.execute("TRUNCATE usage_rollups")
+        holder.commit()
+        # Maintenance is about to add them.
+        holder.execute("SELECT FROM traces FOR UPDATE")
+        with TraceWriter(pool, WriterConfig(method=method)) as writer:
+            writer.write_spans([outer, {**inner, "kind": "no such kind"}])
+            writer.flush()
+            assert writer.write_stats().retries == 0
+        (left,) = holder.execute("SELECT count(*) FROM trace_spans WHERE repeats_usage IS NULL").fetchone() or ()
+    assert left == 2
+    assert UsageUpkeep(pool, PartitionManager(pool)).run().spans_added == 2
+    assert figures(database_url) == (1, 0, 100)
+
+
 def test_a_long_chain_and_a_deep_tree_take_no_recursion() -> None:
     chain = [Node(b"%08d" % place, b"%08d" % (place - 1), place % 2 == 0, True) for place in range(20_000)]
     assert find_repeats(chain).count(True) == 9_999

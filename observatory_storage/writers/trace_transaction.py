@@ -128,8 +128,12 @@ class TraceTransaction:
         locked = {key[:16]: projects[key[:16]] for key in candidates}
         for event in batch.events.rows:
             locked.setdefault(event[0], event[_EVENT_PROJECT])
-        continued = self._upsert_traces(deltas.rows(batch.traces, locked))
+        traces = deltas.rows(batch.traces, locked)
+        continued = self._upsert_traces(traces)
         unsettled = batch.spans.unsettled(continued, all_new=not self._outcome.met_duplicates)
+        if unsettled:
+            # A trace of which all rows were duplicates is not locked, and has been decided.
+            unsettled &= {trace[0] for trace in traces}
         if candidates:
             unsettled |= self._replace(batch.spans, candidates)
         self._usage.add_to(self._sums)
