@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+import signal
+import subprocess
 import threading
+import time
 
 import psycopg
 import pytest
@@ -15,6 +18,7 @@ from observatory_storage.lifecycle.usage_upkeep import UsageUpkeep
 from observatory_storage.pool import StoragePool
 from observatory_storage.usage import statements
 from observatory_storage.writers import TraceWriter
+from tests.command_line import environment, program
 from tests.usage_cases import BASE, Span, assert_usage_exact, make_tree, stored_usage
 
 # How an older release left things: no mark on spans, no rollups, and totals with all that was sent.
@@ -98,6 +102,43 @@ def test_a_fold_that_is_killed_changes_nothing(
         assert upkeep.fold() == 0
         assert_usage_exact(database_url, spans)
     assert execute(database_url, PARTS) == parts
+    assert_usage_exact(database_url, spans)
+
+
+def test_a_maintainer_that_is_killed_while_it_folds_changes_nothing(
+    pool: StoragePool, database_url: str, spans: list[Span]
+) -> None:
+    write(pool, spans)
+    parts = execute(database_url, PARTS)
+    # The first row that it makes takes long: by then all parts are deleted, in its transaction.
+    execute(
+        database_url,
+        "CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$BEGIN PERFORM pg_sleep(2); RETURN NEW; END$$;"
+        "CREATE TRIGGER linger BEFORE INSERT ON usage_rollups FOR EACH ROW EXECUTE FUNCTION linger()",
+    )
+    killed = subprocess.Popen(program("maintain", "--database-url", database_url), env=environment())
+    folding = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event = 'PgSleep' AND query LIKE '%WITH waiting%'"
+    )
+    deadline = time.monotonic() + 40
+    while execute(database_url, folding) == [(0,)]:
+        assert time.monotonic() < deadline and killed.poll() is None
+        time.sleep(0.02)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    assert execute(database_url, folding) == [(1,)], "its session was in the middle of it"
+    assert_usage_exact(database_url, spans)
+    execute(
+        database_url,
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE '%WITH waiting%'",
+    )
+    assert execute(database_url, PARTS) == parts
+    execute(database_url, "DROP FUNCTION linger CASCADE")
+    assert_usage_exact(database_url, spans)
+    assert pool.maintain().usage.parts_folded == parts[0][0]
     assert_usage_exact(database_url, spans)
 
 
