@@ -13,10 +13,14 @@ import pytest
 
 from observatory_storage.lifecycle import PartitionManager
 from observatory_storage.lifecycle.session import maintenance_session
+from observatory_storage.lifecycle.usage_upkeep import UsageUpkeep
 from observatory_storage.models import LogRecord
 from observatory_storage.models.base import table_of
+from observatory_storage.models.message import MESSAGE_TABLES
 from observatory_storage.pool import StoragePool
+from observatory_storage.writers import TraceWriter
 from tests.command_line import environment, invoke, program, run
+from tests.conversations import conversation
 
 
 def test_a_new_store_and_nothing_more_to_say_afterwards(database_url: str, pool: StoragePool) -> None:
@@ -140,3 +144,49 @@ def test_a_wrong_policy_is_one_sentence(database_url: str) -> None:
     done = invoke("maintain", environment={"DATABASE_URL": database_url, "OBSERVATORY_RETENTION": "logs=3 days"})
     assert done.status != 0
     assert "OBSERVATORY_RETENTION is 'logs=3 days'; it may hold policies as in traces=30d" in done.stderr
+
+
+def test_usage_that_waits_is_folded_and_said(database_url: str, pool: StoragePool) -> None:
+    rows = conversation(1) + conversation(2)
+    for half in (rows[:5], rows[5:]):
+        with TraceWriter(pool) as writer:
+            writer.write_spans([{**row, "counts_usage": True, "input_tokens": 5} for row in half])
+    dry = invoke("maintain", "--dry-run", "--database-url", database_url)
+    assert "2 parts of usage to fold" in dry.stdout.splitlines()
+    assert "to add to usage" not in dry.stdout
+    done = invoke("maintain", "--database-url", database_url)
+    assert "2 parts of usage folded" in done.stdout.splitlines()
+    assert "usage" not in invoke("maintain", "--database-url", database_url).stdout
+
+
+def test_calls_that_are_in_no_sum_are_added_and_said(
+    database_url: str, pool: StoragePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TraceWriter(pool) as writer:
+        writer.write_spans([{**row, "counts_usage": True, "input_tokens": 5} for row in conversation()])
+    with psycopg.connect(database_url) as connection:
+        connection.execute("UPDATE trace_spans SET repeats_usage = NULL")
+        connection.execute("TRUNCATE usage_rollups")
+    dry = invoke("maintain", "--dry-run", "--json", "--database-url", database_url)
+    assert (dry.json["usage"]["spans_left"], dry.json["is_complete"]) == (5, False)
+    assert "5 spans to add to usage" in invoke("maintain", "--dry-run", "--database-url", database_url).stdout
+    with monkeypatch.context() as hurry:
+        hurry.setattr(UsageUpkeep.__init__, "__kwdefaults__", {"seconds": 0.0, "on_progress": None})
+        late = invoke("maintain", "--database-url", database_url)
+    assert "5 spans left for the next run to add to usage" in late.stdout.splitlines()
+    assert late.status == 0
+    done = invoke("maintain", "--database-url", database_url)
+    assert {"5 spans added to usage", "1 part of usage folded"} <= set(done.stdout.splitlines())
+
+
+def test_messages_that_expired_with_their_spans_are_said(database_url: str, pool: StoragePool) -> None:
+    old = dt.datetime.now(dt.UTC) - dt.timedelta(days=5)
+    with TraceWriter(pool) as writer:
+        writer.write_spans(conversation(start=old))
+    given = {"DATABASE_URL": database_url, "OBSERVATORY_RETENTION": "traces=3d"}
+    expected = {f"{table}_p{old:%Y%m%d}" for table in ("trace_spans", *MESSAGE_TABLES)}
+    dry = invoke("maintain", "--dry-run", environment=given).stdout.splitlines()
+    assert {f"1 partition of {name[:-10]} to go, expired: {name}" for name in expected} <= set(dry)
+    done = invoke("maintain", environment=given).stdout.splitlines()
+    assert {f"1 partition of {name[:-10]} gone, expired: {name}" for name in expected} <= set(done)
+    assert "expired" not in invoke("maintain", environment=given).stdout
