@@ -42,8 +42,8 @@ def run(code: str, environment: dict[str, str]) -> str:
 
 def test_the_examples_run_one_after_the_other(environment: dict[str, str], database_url: str) -> None:
     outputs = [(heading, run(code, environment)) for heading, code in examples()]
-    assert [heading for heading, _ in outputs] == ["Configure", "Write", "Write", "Write", "COPY", "Read", "Read"]
-    configure, llm, otlp, signals, copied, read, found = (output for _, output in outputs)
+    assert [heading for heading, _ in outputs] == ["Configure", "Write", "Write", "Write", "COPY", *["Read"] * 3]
+    configure, llm, otlp, signals, copied, read, found, used = (output for _, output in outputs)
     assert configure == "True\n"
     assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\n", llm)
     assert otlp == "10 spans, 0 rejected\n"
@@ -52,6 +52,7 @@ def test_the_examples_run_one_after_the_other(environment: dict[str, str], datab
     assert "chat gpt-4o" in read
     assert "spans, the first one:" in read
     assert "gen_ai.client.token.usage" in found
+    assert re.search(r"^gpt-4o \d+ \d+ \d+ 0\.\d+$", used, re.M)
     assert count(database_url, "trace_spans") == 1011
 
 
