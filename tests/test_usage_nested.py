@@ -20,6 +20,8 @@ from observatory_storage.lifecycle.usage_upkeep import UsageUpkeep
 from observatory_storage.pool import StoragePool
 from observatory_storage.usage.nesting import Node, find_repeats
 from observatory_storage.writers import TraceWriter, WriteMethod, WriterConfig
+from observatory_storage.writers.store import Stored
+from observatory_storage.writers.trace_store import TraceStore
 from tests.conftest import ROOT
 from tests.usage_cases import Span, assert_usage_exact, make_tree, opened, stored_usage
 
@@ -206,6 +208,22 @@ def test_what_is_rejected_takes_its_usage_along(pool: StoragePool, database_url:
     with TraceWriter(pool, WriterConfig(method=method), on_rejected=rejected.append) as writer:
         writer.write_spans([outer, {**inner, "kind": "no such kind"}])
     assert len(rejected) == 1
+    assert figures(database_url) == (1, 0, 100)
+    assert_usage_exact(database_url, [outer])
+
+
+def test_what_is_rejected_ahead_takes_its_usage_along(
+    pool: StoragePool, database_url: str, method: WriteMethod
+) -> None:
+    outer, inner = call("outer", None, 100), call("inner", "outer", 100)
+    store = TraceStore(pool, WriterConfig(method=method), "default", pool.config.retry)
+    rows = [outer, {**inner, "kind": "no such kind"}]
+    prepared = store.prepare({"span": rows, "event": [], "trace": []})
+    # As while the batch before is stored: whether the outer call counts is decided before the inner one is rejected.
+    assert prepared.convert_ahead()
+    stored = Stored()
+    store.store(prepared, stored)
+    assert len(stored.rejected) == 1
     assert figures(database_url) == (1, 0, 100)
     assert_usage_exact(database_url, [outer])
 
