@@ -19,6 +19,7 @@ class Cached(StrEnum):
     TRACE_DETAIL = "trace_detail"
     TRACE_STATISTICS = "trace_statistics"
     LATEST_POINT = "latest_point"
+    USAGE_TOTALS = "usage_totals"
 
 
 class Cache(Protocol):

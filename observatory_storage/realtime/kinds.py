@@ -15,6 +15,7 @@ from observatory_storage.models import Metric, MetricDataPoint, MetricSeries, Re
 from observatory_storage.realtime.codec import Codec, Rows, shape_of, to_json, typed
 from observatory_storage.repositories.metric_results import DataPoint
 from observatory_storage.repositories.results import TraceDetail, TraceStatistics
+from observatory_storage.repositories.usage_results import UsageResult, UsageTotals
 
 _TRACES: Final = Rows(Trace)
 _SPANS: Final = Rows(TraceSpan)
@@ -39,6 +40,7 @@ def cache_kinds(config: RedisConfig) -> dict[Cached, CacheKind]:
         Cached.TRACE_DETAIL: CacheKind(trace, _detail_codec()),
         Cached.TRACE_STATISTICS: CacheKind(trace, _statistics_codec()),
         Cached.LATEST_POINT: CacheKind(figures, _point_codec()),
+        Cached.USAGE_TOTALS: CacheKind(figures, typed(UsageResult[UsageTotals])),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Row, Select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from observatory_storage.caching import Cached
 from observatory_storage.errors import InvalidFilterError
 from observatory_storage.models import Trace
 from observatory_storage.repositories import usage_statements as statements
@@ -50,9 +51,17 @@ class UsageRepository(Reader):
     def get_totals(self, query: UsageQuery) -> UsageResult[UsageTotals]:
         """Return the sums of each combination of dimensions, the most expensive first.
 
-        Without `group_by` there is one, also where nothing was used.
+        Without `group_by` there is one, also where nothing was used. On a pool with Redis the answer may be a few
+        seconds old (REDIS_CACHE_FIGURES_TTL_SECS).
         """
         query = check_filters(UsageQuery, query)
+        # By the hours that count, so that ranges up to now are one question until the hour is over.
+        asked = query.model_copy(update={"start": query.first_hour, "end": query.end_hour})
+        return self._cached(
+            Cached.USAGE_TOTALS, repr(asked).encode(errors="surrogatepass"), lambda: self._read_totals(query)
+        )
+
+    def _read_totals(self, query: UsageQuery) -> UsageResult[UsageTotals]:
         with self._reading() as session:
             rows = _bounded(session, statements.usage_totals(query))
         found = [_totals(row, query) for row in rows]
