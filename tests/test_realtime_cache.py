@@ -266,6 +266,23 @@ def _delete_by_retention(pool: StoragePool) -> None:
     assert not report.problems
 
 
+def test_usage_that_maintenance_adds_drops_its_traces(redis_pool: StoragePool) -> None:
+    row = {**make_spans(1, 1)[0], "input_tokens": 7, "output_tokens": 1, "cost_usd": None, "counts_usage": True}
+    write(redis_pool, [row])
+    repository = TraceRepository(redis_pool)
+    with redis_pool.session() as session:
+        # As an older release leaves it.
+        session.execute(sa.text("UPDATE traces SET input_tokens = 0"))
+        session.execute(sa.text("UPDATE trace_spans SET repeats_usage = NULL"))
+        session.commit()
+    repository.get_by_id(row["trace_id"])
+    redis_pool.maintain()
+    with redis_pool.session() as session:
+        expected = TraceRepository(session).get_by_id(row["trace_id"])
+    assert expected.input_tokens == 7
+    assert repository.get_by_id(row["trace_id"]).input_tokens == 7
+
+
 def test_a_deletion_that_is_rolled_back_drops_nothing(redis_pool: StoragePool, cache: ReadCache) -> None:
     old = trace("old", start_time=at())
     store(redis_pool, [old], [span(old, 1)])

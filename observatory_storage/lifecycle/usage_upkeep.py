@@ -128,16 +128,26 @@ class UsageUpkeep:
                 if time.monotonic() >= deadline:
                     return added, False
 
-                def work(
-                    connection: psycopg.Connection[Any], name: str = partition.name, after: uuid.UUID = after
-                ) -> Added:
-                    return add_unrolled(connection, name, after, TRACES_AT_ONCE)
+                touched: list[bytes] = []
 
-                step = self._attempt(work)
+                def work(
+                    connection: psycopg.Connection[Any],
+                    name: str = partition.name,
+                    after: uuid.UUID = after,
+                    touched: list[bytes] = touched,
+                ) -> Added:
+                    step = add_unrolled(connection, name, after, TRACES_AT_ONCE)
+                    touched.extend(step.trace_ids)
+                    return step
+
+                try:
+                    step = self._attempt(work)
+                finally:
+                    # Also where it failed: nobody knows what became of the COMMIT.
+                    if self._cache is not None:
+                        self._cache.forget_traces(touched)
                 if step.spans:
                     self._on_progress("usage of stored spans", place, len(partitions))
-                    if self._cache is not None:
-                        self._cache.forget_traces(step.trace_ids)
                 added += step.spans
                 after = step.after
         return added, True
