@@ -300,14 +300,14 @@ class StorageConfig(_Validated):
         DATABASE_URL, single settings of the same or a weaker source only fill in what the URL lacks.
         Raises ConfigurationError, also where no source says anything about the database.
         """
-        sources = Sources()
-        if os.path.isfile("settings.toml"):
-            sources.read_file("settings.toml", strict=False)
-        if os.path.isfile(".env"):
-            sources.read_dotenv(".env")
-        sources.read_environment(os.environ)
-        names = {key: setting.names[0] for key, setting in BY_KEY.items() if setting.names}
-        return _assemble(sources.layers(), sources.problems, names)
+        sources = _environment()
+        return _assemble(sources.layers(), sources.problems, _names())
+
+    @classmethod
+    def redis_from_env(cls) -> RedisConfig | None:
+        """Load what `from_env` does, and return what it says of Redis; nothing need be said about a database."""
+        sources = _environment()
+        return _assemble(sources.layers(), sources.problems, _names(), needs_database=False).redis
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> StorageConfig:
@@ -368,10 +368,26 @@ _OVERRIDES: Final = {
 }
 
 
-def _assemble(layers: list[Layer], problems: list[str], names: dict[str, str]) -> StorageConfig:
+def _environment() -> Sources:
+    sources = Sources()
+    if os.path.isfile("settings.toml"):
+        sources.read_file("settings.toml", strict=False)
+    if os.path.isfile(".env"):
+        sources.read_dotenv(".env")
+    sources.read_environment(os.environ)
+    return sources
+
+
+def _names() -> dict[str, str]:
+    return {key: setting.names[0] for key, setting in BY_KEY.items() if setting.names}
+
+
+def _assemble(
+    layers: list[Layer], problems: list[str], names: dict[str, str], *, needs_database: bool = True
+) -> StorageConfig:
     given = _merge(layers, problems)
     names = names | {key: value.name for key, value in given.items()}
-    if not problems and not any(key.startswith("postgres.") for layer in layers for key in layer):
+    if needs_database and not problems and not any(key.startswith("postgres.") for layer in layers for key in layer):
         problems.append(
             "no database is configured; set DATABASE_URL or DB_PASSWORD, or in a file postgres.url or postgres.password"
         )

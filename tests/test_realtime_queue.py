@@ -251,7 +251,7 @@ def test_a_request_that_kills_its_workers_is_given_up(
     queue.take("first", 1, 0.1)
     for _ in range(3):
         time.sleep(0.05)
-        queue.claim("next", 1, 0.02)
+        queue.claim("next", 0.02)
     time.sleep(0.3)
     queue.put(request(2, 5))
     stats = work(pool, queue, max_attempts=3)

@@ -93,13 +93,22 @@ def where(context: typer.Context, url: str | None, file: Path | None) -> Where:
 
 def with_redis(config: StorageConfig, url: str | None) -> StorageConfig:
     """Return the configuration with the Redis that the command line names; raises ConfigurationError without any."""
-    if config.redis is None and url is None:
+    return replace(config, redis=_redis(config.redis, url))
+
+
+def redis_of(place: Where, url: str | None) -> RedisConfig:
+    """Return what is said of Redis, where no database is needed; raises ConfigurationError where nothing is."""
+    return _redis(place.load().redis if place.is_given else StorageConfig.redis_from_env(), url)
+
+
+def _redis(config: RedisConfig | None, url: str | None) -> RedisConfig:
+    if url is not None:
+        named = SecretStr(url)
+        return RedisConfig(url=named) if config is None else replace(config, url=named)
+    if config is None:
         sentence = "no Redis is configured: give --redis-url URL, or set REDIS_URL in the environment or in .env"
         raise ConfigurationError(sentence, problems=(sentence,))
-    if url is None:
-        return config
-    named = SecretStr(url)
-    return replace(config, redis=RedisConfig(url=named) if config.redis is None else replace(config.redis, url=named))
+    return config
 
 
 def for_one_command(config: StorageConfig) -> StorageConfig:

@@ -16,6 +16,7 @@ from observatory_storage.cli.options import (
     DatabaseUrl,
     RedisUrl,
     for_one_command,
+    redis_of,
     where,
     with_redis,
 )
@@ -112,9 +113,9 @@ def queue(
     config: ConfigFile = None,
 ) -> None:
     """Print what is in the queue: how much waits, how much is under way, how old it is, and what nobody could store."""
-    settings = with_redis(where(context, database_url, config).load(), redis_url)
+    settings = redis_of(where(context, database_url, config), redis_url)
     out = Terminals.standard().out
-    store = RedisIngestQueue.from_config(settings.redis, name=queue_name)
+    store = RedisIngestQueue.from_config(settings, name=queue_name)
     if revive is not None:
         letters = [letter for letter in store.dead_letters(10_000) if revive in ("all", letter.id)]
         if not letters and revive != "all":

@@ -23,6 +23,11 @@ _SHORTEST_TIMEOUT_SECONDS: Final = 2.0
 # Appends within the bounds: entries, and bytes of payload.
 _PUT: Final = """
 local held = tonumber(redis.call('GET', KEYS[2]) or '0')
+-- Who deleted the stream by hand left the counter of its bytes.
+if held ~= 0 and redis.call('XLEN', KEYS[1]) == 0 then
+  redis.call('DEL', KEYS[2])
+  held = 0
+end
 if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[1]) or held + tonumber(ARGV[3]) > tonumber(ARGV[2]) then
   return false
 end
@@ -41,7 +46,7 @@ for at = 2, #ARGV, 2 do
 end
 return done
 """
-# Moves an entry to the dead letters, once.
+# Moves an entry to the dead letters, once; the oldest of these go where they are too many, or take too much.
 _BURY: Final = """
 local found = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
@@ -49,10 +54,21 @@ if #found == 0 then return 0 end
 redis.call('XDEL', KEYS[1], ARGV[2])
 redis.call('DECRBY', KEYS[2], ARGV[3])
 local fields = found[1][2]
-for at = 4, #ARGV do fields[#fields + 1] = ARGV[at] end
-redis.call('XADD', KEYS[3], 'MAXLEN', '~', '1000', '*', unpack(fields))
+for at = 6, #ARGV do fields[#fields + 1] = ARGV[at] end
+redis.call('XADD', KEYS[3], '*', unpack(fields))
+local held = redis.call('INCRBY', KEYS[4], ARGV[3])
+local number = redis.call('XLEN', KEYS[3])
+while number > 1 and (number > tonumber(ARGV[4]) or held > tonumber(ARGV[5])) do
+  local oldest = redis.call('XRANGE', KEYS[3], '-', '+', 'COUNT', 1)[1]
+  redis.call('XDEL', KEYS[3], oldest[1])
+  for at = 1, #oldest[2], 2 do
+    if oldest[2][at] == 'c' then held = redis.call('DECRBY', KEYS[4], #oldest[2][at + 1]) end
+  end
+  number = number - 1
+end
 return 1
 """
+_FORGET: Final = "if redis.call('XDEL', KEYS[1], ARGV[1]) == 1 then redis.call('DECRBY', KEYS[2], ARGV[2]) end"
 # Removes a consumer that has nothing pending, which would go with it.
 _LEAVE: Final = """
 for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
@@ -64,15 +80,21 @@ for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
 end
 """
 _FORGOTTEN_CONSUMER_MS: Final = 3_600_000
+_MOST_DEAD: Final = 1_000
+# Idle requests that are looked at for one that no other worker takes over meanwhile.
+_IDLE_AT_ONCE: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
 class QueuedBatch:
-    """A request as it was appended; `deliveries` counts how often a worker has taken it, this time included."""
+    """A request as it was appended; `deliveries` counts how often a worker has taken it, this time included.
+
+    `signal` is whatever the producer said, which another release, or another program, may have been.
+    """
 
     id: str
     payload: bytes
-    signal: Signal
+    signal: str
     content_type: str | None
     project: str | None
     deliveries: int = 1
@@ -128,11 +150,13 @@ class RedisIngestQueue:
         self._key = f"{namespace}:queue:{name}"
         self._bytes_key = f"{self._key}:bytes"
         self._dead_key = f"{self._key}:dead"
+        self._dead_bytes_key = f"{self._key}:dead:bytes"
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self._put = client.register_script(_PUT)
         self._acknowledge = client.register_script(_ACKNOWLEDGE)
         self._bury = client.register_script(_BURY)
+        self._forget = client.register_script(_FORGET)
         self._leave = client.register_script(_LEAVE)
 
     @classmethod
@@ -214,26 +238,34 @@ class RedisIngestQueue:
                 found = self._read(consumer, count, block_seconds)
         return [_batch(entry_id, fields) for entry_id, fields in found]
 
-    def claim(self, consumer: str, count: int, idle_seconds: float) -> list[QueuedBatch]:
-        """Take over requests that a worker took and did nothing about for so long: it died."""
+    def claim(self, consumer: str, idle_seconds: float) -> QueuedBatch | None:
+        """Take over a request that a worker took and did nothing about for so long: it died.
+
+        One at a time, so that a request that kills its workers does not take others along to the dead letters.
+        """
+        idle_ms = round(idle_seconds * 1000)
         with _redis_errors():
             try:
-                answer: Any = self._client.xautoclaim(
-                    self._key, GROUP, consumer, min_idle_time=round(idle_seconds * 1000), start_id="0-0", count=count
+                idle: Any = self._client.xpending_range(
+                    self._key, GROUP, min="-", max="+", count=_IDLE_AT_ONCE, idle=idle_ms
                 )
             except redis.ResponseError as error:
                 if not str(error).startswith("NOGROUP"):
                     raise
                 self.make()
-                return []
-            found = [(entry_id, fields) for entry_id, fields in answer[1] if fields]
-            if not found:
-                return []
-            pending: Any = self._client.xpending_range(
-                self._key, GROUP, min="-", max="+", count=10_000, consumername=consumer
-            )
-        deliveries = {one["message_id"]: one["times_delivered"] for one in pending}
-        return [_batch(entry_id, fields, deliveries.get(entry_id, 1)) for entry_id, fields in found]
+                return None
+            for one in idle:
+                entry_id = one["message_id"]
+                found: Any = self._client.xclaim(
+                    self._key, GROUP, consumer, min_idle_time=idle_ms, message_ids=[entry_id]
+                )
+                # Nothing where another worker was faster.
+                if found and found[0][0] is not None:
+                    return _batch(entry_id, found[0][1], one["times_delivered"] + 1)
+                if found:
+                    # Redis 6 keeps what was deleted by hand on its list of what is under way.
+                    self._client.xack(self._key, GROUP, entry_id)
+        return None
 
     def keep(self, consumer: str, batches: Sequence[QueuedBatch]) -> None:
         """Say that a worker is still at work on requests, so that nobody claims them."""
@@ -250,12 +282,11 @@ class RedisIngestQueue:
         return int(done)
 
     def bury(self, batch: QueuedBatch, reason: str) -> None:
-        """Move a request to the dead letters, of which the newest thousand stay."""
-        said: list[Any] = ["r", reason[:1000], "n", batch.deliveries]
+        """Move a request to the dead letters, of which the newest thousand stay, and no more than `max_bytes`."""
+        said: list[Any] = ["r", reason[:1000].encode(errors="replace"), "n", batch.deliveries]
+        keys = [self._key, self._bytes_key, self._dead_key, self._dead_bytes_key]
         with _redis_errors():
-            self._bury(
-                keys=[self._key, self._bytes_key, self._dead_key], args=[GROUP, batch.id, len(batch.payload), *said]
-            )
+            self._bury(keys=keys, args=[GROUP, batch.id, len(batch.payload), _MOST_DEAD, self._max_bytes, *said])
 
     def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """Return the newest dead letters, the newest first."""
@@ -272,11 +303,16 @@ class RedisIngestQueue:
         ]
 
     def revive(self, letter: DeadLetter) -> str:
-        """Append a dead letter anew, and remove it from the dead letters; raises QueueFullError."""
+        """Append a dead letter anew, and remove it from the dead letters; raises QueueFullError.
+
+        Raises StorageError for one whose signal this release does not know.
+        """
         batch = letter.batch
+        if batch.signal not in set(Signal):
+            raise StorageError(f"the dead letter {letter.id} is of no known signal: {batch.signal!r}")
         entry_id = self.put(batch.payload, batch.signal, content_type=batch.content_type, project=batch.project)
         with _redis_errors():
-            self._client.xdel(self._dead_key, letter.id)
+            self._forget(keys=[self._dead_key, self._dead_bytes_key], args=[letter.id, len(batch.payload)])
         return entry_id
 
     def leave(self, consumer: str) -> None:
@@ -325,9 +361,9 @@ def _batch(entry_id: bytes, fields: dict[bytes, bytes], deliveries: int = 1) -> 
     return QueuedBatch(
         entry_id.decode("ascii"),
         fields.get(b"c", b""),
-        Signal(fields.get(b"s", b"traces").decode()),
-        fields.get(b"t", b"").decode() or None,
-        fields.get(b"p", b"").decode() or None,
+        fields.get(b"s", b"traces").decode(errors="replace"),
+        fields.get(b"t", b"").decode(errors="replace") or None,
+        fields.get(b"p", b"").decode(errors="replace") or None,
         deliveries,
     )
 

@@ -19,7 +19,7 @@ from observatory_storage.errors import (
     describe,
     is_transient,
 )
-from observatory_storage.otlp import DecodedLogs, DecodedMetrics, DecodedTraces, decode
+from observatory_storage.otlp import DecodedLogs, DecodedMetrics, DecodedTraces, Signal, decode
 from observatory_storage.realtime.queue import QueuedBatch, RedisIngestQueue
 from observatory_storage.writers.config import WriteMethod, WriterConfig
 from observatory_storage.writers.log import LogWriter
@@ -36,6 +36,7 @@ DEFAULT_MAX_ATTEMPTS: Final = 5
 DEFAULT_BATCHES: Final = 64
 _BLOCK_SECONDS: Final = 0.5
 _LONGEST_PAUSE_SECONDS: Final = 10.0
+_SIGNALS: Final = frozenset(Signal)
 # No request's fault: rights, missing tables, limits, the server's state. Waiting is all that helps.
 _SERVER_CLASSES: Final = ("08", "25", "28", "3D", "3F", "40", "42", "53", "55", "57", "58", "XX")
 
@@ -136,10 +137,10 @@ class IngestWorker:
     def _next(self) -> list[QueuedBatch]:
         now = time.monotonic()
         if now >= self._claim_at:
-            claimed = self._queue.claim(self.consumer, self._batches, self._claim_idle_seconds)
-            self._count(claimed=len(claimed))
-            if claimed:
-                return claimed
+            claimed = self._queue.claim(self.consumer, self._claim_idle_seconds)
+            if claimed is not None:
+                self._count(claimed=1)
+                return [claimed]
             self._claim_at = now + min(self._claim_idle_seconds / 2, 5.0)
         return self._queue.take(self.consumer, self._batches, min(_BLOCK_SECONDS, self._claim_idle_seconds / 2))
 
@@ -185,8 +186,11 @@ class IngestWorker:
         """Write and commit; return the requests that were not buried."""
         stored = []
         for batch in batches:
+            if batch.signal not in _SIGNALS:
+                self._bury(batch, f"no known signal: {batch.signal!r}")
+                continue
             try:
-                decoded = decode(batch.payload, batch.signal, batch.content_type)
+                decoded = decode(batch.payload, Signal(batch.signal), batch.content_type)
             except DecodeError as error:
                 self._bury(batch, str(error))
                 continue
