@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import orjson
 import pytest
 import sqlalchemy as sa
 
@@ -51,6 +52,25 @@ def test_values_of_another_release_and_of_others_are_not_read(redis_pool: Storag
     last = client.get(key)
     assert last is not None
     assert last[:5] == kept[:5]
+
+
+def test_values_of_other_types_are_not_read(redis_pool: StoragePool, cache: ReadCache) -> None:
+    write(redis_pool, rows := make_spans(1, 3))
+    repository, key = TraceRepository(redis_pool), key_of(redis_pool, rows[0]["trace_id"], b"t")
+    client = redis_pool.redis
+    assert client is not None
+    repository.get_by_id(rows[0]["trace_id"])
+    kept = client.get(key)
+    assert isinstance(kept, bytes)
+    names, columns = orjson.loads(kept[5:])
+    for place, name in enumerate(names):
+        if name not in ("id", "start_time", "cost_usd"):
+            continue
+        odds: list[Any] = ["x", 5, [], {}, 10**18]
+        for odd in odds:
+            changed = [[odd] if at == place else column for at, column in enumerate(columns)]
+            client.set(key, kept[:5] + orjson.dumps([names, changed]))
+            assert repository.get_by_id(rows[0]["trace_id"]).span_count == 3
 
 
 def test_what_unfolds_without_end_is_not_unfolded(database_url: str, redis_url: str) -> None:

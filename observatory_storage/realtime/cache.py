@@ -14,6 +14,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Final, TypeVar
@@ -42,7 +43,7 @@ _PACK_BYTES: Final = 64 * 1024
 # A thousand times as much is what deflate can make of the smallest: that was not ours.
 _MOST_UNPACKED: Final = 200
 _FORGOTTEN_AT_ONCE: Final = 1000
-# Traces that could not be forgotten while Redis was away: 33 bytes each, and the set's 60.
+# Traces that could not be forgotten while Redis was away: about 150 bytes each.
 _MOST_PENDING: Final = 100_000
 
 _OF_TRACE: Final = {Cached.TRACE: b"t", Cached.TRACE_DETAIL: b"d", Cached.TRACE_STATISTICS: b"s"}
@@ -141,7 +142,7 @@ class ReadCache:
         self._counts: Counter[str] = Counter()
         self._by_kind: Counter[tuple[str, Cached]] = Counter()
         self._flights: dict[bytes, _Flight] = {}
-        self._pending: set[bytes] = set()
+        self._pending: dict[bytes, object] = {}
         self._stale_until = 0.0
 
     def read(self, kind: Cached, key: bytes, load: Callable[[], T]) -> T:
@@ -172,7 +173,7 @@ class ReadCache:
             return load()
         try:
             value: T = self._kinds[kind].codec.decode(self._unpack(found))
-        except (ValueError, LookupError, TypeError, zlib.error) as error:
+        except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError, zlib.error) as error:
             # Somebody else's bytes under our key.
             _log.warning("what the cache holds for a %s cannot be read, and is dropped: %s", kind, error)
             self._count("errors")
@@ -216,15 +217,20 @@ class ReadCache:
             raise redis.ConnectionError("what could not be announced has not expired yet")
         while True:
             with self._lock:
-                ids = list(self._pending)
-            if not ids:
+                owed = dict(self._pending)
+            if not owed:
                 return
-            self._send_forgotten(ids)
+            self._send_forgotten(list(owed))
             with self._lock:
-                self._pending.difference_update(ids)
+                # What a commit changed again meanwhile is owed again.
+                for key, note in owed.items():
+                    if self._pending.get(key) is note:
+                        del self._pending[key]
 
     def stats(self) -> CacheStats:
         """Return what became of reads so far; asks nobody."""
+        if self._pid != os.getpid():
+            self._start_afresh()
         with self._lock:
             counts, by_kind = self._counts.copy(), self._by_kind.copy()
         return CacheStats(
@@ -319,6 +325,11 @@ class ReadCache:
         try:
             with self._breaker.guarding():
                 is_kept = self._fill(keys=[name], args=[lease.token, stored, max(1, round(left_seconds * 1000))])
+        except redis.ResponseError as error:
+            _log.debug("a value was not stored: %s", error)
+            # Redis has no room for the value, say: nobody is to wait for it.
+            with suppress(redis.RedisError), self._breaker.guarding():
+                self._fill(keys=[name], args=[lease.token, b"", 1])
         except redis.RedisError as error:
             _log.debug("a value was not stored: %s", error)
         else:
@@ -369,7 +380,7 @@ class ReadCache:
                 self._pending.clear()
                 self._stale_until = time.monotonic() + self._trace_seconds
             else:
-                self._pending.update(ids)
+                self._pending.update(dict.fromkeys(ids, object()))
 
     def _count(self, what: str, kind: Cached | None = None, number: int = 1) -> None:
         with self._lock:

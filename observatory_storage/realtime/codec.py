@@ -71,8 +71,13 @@ def typed(kind: type[T]) -> Codec[T]:
     adapter: TypeAdapter[T] = TypeAdapter(kind)
 
     def encode(value: T) -> bytes:
-        data = adapter.dump_json(value)
-        if adapter.validate_json(data) != value:
+        try:
+            data = adapter.dump_json(value)
+            is_same = adapter.validate_json(data) == value
+        except ValueError as error:
+            # Not a number, say.
+            raise UnfitError(str(error)) from error
+        if not is_same:
             raise UnfitError(f"a {kind.__name__} that would come back as another one")
         return data
 

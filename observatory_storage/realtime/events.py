@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
@@ -10,6 +11,8 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from observatory_storage.realtime.landed import COLUMNS, Landed
+
+_log = logging.getLogger(__name__)
 
 ENTRY_ROWS: Final = 200
 # A live view shows a line of a record; who wants all of it reads it by its id.
@@ -111,11 +114,15 @@ def fields(publisher: bytes, first: int, dropped: int, content: bytes) -> dict[b
 
 
 def decode(signal: str, project: str, found: Mapping[bytes, bytes]) -> Entry | None:
-    """Read an entry; None for one of a form that this release does not know."""
+    """Read an entry; None for one of a form that this release does not know, or that is none of ours."""
     if found.get(b"v") != _FORM:
         return None
-    columns = orjson.loads(found[b"c"])
-    return Entry(found[b"p"], int(found[b"n"]), int(found[b"d"]), [*_DECODERS[signal](columns, project)])
+    try:
+        columns = orjson.loads(found[b"c"])
+        return Entry(found[b"p"], int(found[b"n"]), int(found[b"d"]), [*_DECODERS[signal](columns, project)])
+    except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+        _log.warning("an entry of %s of project %r cannot be read: %r", signal, project, error)
+        return None
 
 
 _Found = Mapping[str, tuple[Any, ...]]

@@ -20,7 +20,7 @@ from observatory_storage.realtime.landed import Landed
 
 _log = logging.getLogger(__name__)
 
-# Rows that wait to be published: more than any batch, and less than a second of the fastest writer.
+# Rows that wait to be published: less than a second of the fastest writer.
 _MOST_ROWS: Final = 50_000
 # Entries sent in one piece.
 _ENTRIES_AT_ONCE: Final = 50
@@ -67,6 +67,7 @@ class Publisher:
         self._dropped: Counter[str] = Counter()
         self._numbers: Counter[tuple[str, str]] = Counter()
         self._thread: threading.Thread | None = None
+        self._is_refused = False
 
     def wants_rows(self) -> bool:
         """Tell whether it is worth collecting rows: somebody would get them."""
@@ -80,7 +81,9 @@ class Publisher:
         if self._pid != os.getpid():
             self._start_afresh()
         with self._changed:
-            if self._over or self._rows + number > _MOST_ROWS or not self._has_thread():
+            # One batch that is larger than all that may wait is taken alone.
+            is_full = self._rows > 0 and self._rows + number > _MOST_ROWS
+            if self._over or is_full or not self._has_thread():
                 self._dropped[landed.signal] += number
                 return
             self._waiting.append(landed)
@@ -97,6 +100,8 @@ class Publisher:
 
     def stats(self) -> PublishStats:
         """Return what became of committed rows so far."""
+        if self._pid != os.getpid():
+            self._start_afresh()
         with self._changed:
             return PublishStats(self._published, self._dropped.total(), self._rows)
 
@@ -108,6 +113,8 @@ class Publisher:
 
     def close(self) -> None:
         """Send what is left, for a second at most, and stop."""
+        if self._pid != os.getpid():
+            self._start_afresh()
         self.drain()
         with self._changed:
             self._over = True
@@ -135,9 +142,16 @@ class Publisher:
             try:
                 if self._breaker.allows():
                     sent = self._publish(landed, dropped)
+                self._is_refused = False
             except redis.RedisError as error:
                 if isinstance(error, redis.ResponseError):
-                    _log.warning("committed rows could not be published: %s", error)
+                    # Said once, as an outage is, and not for each commit.
+                    _log.log(
+                        logging.DEBUG if self._is_refused else logging.WARNING,
+                        "committed rows could not be published: %s",
+                        error,
+                    )
+                    self._is_refused = True
             except Exception:  # noqa: BLE001 - see below
                 # Of rows that are committed nothing may stop the thread that tells of them.
                 _log.exception("committed rows could not be published")

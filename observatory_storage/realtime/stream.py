@@ -6,7 +6,7 @@ import datetime as dt
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import redis
 
@@ -16,7 +16,7 @@ from observatory_storage.realtime.breaker import Breaker
 from observatory_storage.realtime.events import Event
 from observatory_storage.realtime.publisher import Publisher, PublishStats, committed_key, stream_key
 from observatory_storage.realtime.tail_filters import TailFilters
-from observatory_storage.realtime.tail_position import Place, TailPosition, before
+from observatory_storage.realtime.tail_position import Counted, Place, TailPosition, before
 from observatory_storage.repositories.filter_model import check_time, refusal
 from observatory_storage.repositories.log_follow import duration_problems
 
@@ -27,6 +27,8 @@ _ENTRIES_AT_ONCE: Final = 100
 # How soon a project is followed that nobody had written to before.
 _PROJECTS_SECONDS: Final = 1.0
 _NEVER: Final = "0-0"
+# Publishers of a stream, the latest, that a position has the numbers of.
+_PUBLISHERS_KEPT: Final = 8
 
 
 class EventStream:
@@ -106,6 +108,16 @@ class EventStream:
         return f"{seconds * 1000 + microseconds // 1000}-0"
 
 
+class _Step(NamedTuple):
+    """An event that waits to be returned, and where its reader is then."""
+
+    event: Event
+    key: tuple[str, str]
+    place: Place
+    publisher: bytes
+    counted: Counted
+
+
 class EventTail(Iterator[Event]):
     """Events as they are published, as `EventStream.tail` returns it. Not for several threads at once."""
 
@@ -132,18 +144,23 @@ class EventTail(Iterator[Event]):
         self._prefix = prefix
         self._idle_timeout_seconds = idle_timeout_seconds
         self._stop = stop
-        self._events: deque[tuple[Event, tuple[str, str], Place]] = deque()
+        self._counted = {key: dict(known) for key, known in position.counted.items()}
+        self._events: deque[_Step] = deque()
         self._streams: dict[bytes, tuple[str, str]] = {}
-        self._read_to = {key: place.id for key, place in self._seen.items()}
+        self._read_to = {key: before(place.id) if place.number else place.id for key, place in self._seen.items()}
         self._known_at: float | None = None
         self._publishers: dict[tuple[bytes, tuple[str, str]], int] = {}
         self._dropped: dict[tuple[bytes, str], int] = {}
+        for key, known in self._counted.items():
+            for name, counted in known.items():
+                self._publishers[name, key] = counted.next
+                self._dropped[name, key[0]] = max(counted.dropped, self._dropped.get((name, key[0]), 0))
         self._idle_since = time.monotonic()
 
     @property
     def position(self) -> str:
         """The place after the last event that was returned, as text that `tail` goes on from."""
-        return TailPosition(self._since, self._seen).encode()
+        return TailPosition(self._since, self._seen, self._counted).encode()
 
     def __iter__(self) -> Self:
         self._idle_since = time.monotonic()
@@ -152,7 +169,8 @@ class EventTail(Iterator[Event]):
     def __next__(self) -> Event:
         while not self._is_over():
             if self._events:
-                event, key, self._seen[key] = self._events.popleft()
+                event, key, place, publisher, counted = self._events.popleft()
+                self._pass(key, place, publisher, counted)
                 self._idle_since = time.monotonic()
                 return event
             self._read()
@@ -172,8 +190,8 @@ class EventTail(Iterator[Event]):
             with self._breaker.guarding():
                 self._find_streams()
                 found = self._next_entries()
-        except redis.ResponseError:
-            raise
+        except redis.ResponseError as error:
+            raise UnavailableError(f"Redis does not do what it is asked: {error}") from error
         except redis.RedisError:
             return
         for name, entries in found:
@@ -204,22 +222,32 @@ class EventTail(Iterator[Event]):
         return found or []
 
     def _take(self, key: tuple[str, str], entry_id: str, found: Mapping[bytes, bytes]) -> None:
-        last = self._read_to.get(key, before(self._since))
         self._read_to[key] = entry_id
         entry = events.decode(*key, found)
         if entry is None:
-            self._seen[key] = Place(entry_id) if not self._events else self._seen.get(key, Place(last))
+            if not self._events:
+                self._seen[key] = Place(entry_id)
             return
         self._note_gaps(key, entry)
         # A position within an entry skips what was returned of it.
         seen = self._seen.get(key)
-        skipped = seen.number if seen is not None and seen.id == last else 0
+        skipped = seen.number if seen is not None and seen.id == entry_id else 0
         number = len(entry.events)
         for at, event in enumerate(entry.events[skipped:], skipped + 1):
             if self._filters.let_through(event):
-                self._events.append((event, key, Place(entry_id) if at == number else Place(last, at)))
+                counted = Counted(entry.first + at, entry.dropped)
+                self._events.append(_Step(event, key, Place(entry_id, at % number), entry.publisher, counted))
         if not self._events:
-            self._seen[key] = Place(entry_id)
+            self._pass(key, Place(entry_id), entry.publisher, Counted(entry.first + number, entry.dropped))
+
+    def _pass(self, key: tuple[str, str], place: Place, publisher: bytes, counted: Counted) -> None:
+        """Note that a reader is past a place, and what its publisher had told until then."""
+        self._seen[key] = place
+        known = self._counted.setdefault(key, {})
+        known.pop(publisher, None)
+        known[publisher] = counted
+        if len(known) > _PUBLISHERS_KEPT:
+            del known[next(iter(known))]
 
     def _note_gaps(self, key: tuple[str, str], entry: events.Entry) -> None:
         stream = (entry.publisher, key)
