@@ -13,10 +13,10 @@ import orjson
 import pytest
 import redis
 
-from observatory_storage import LogWriter, TraceWriter
+from observatory_storage import LogWriter, MetricWriter, TraceWriter
 from observatory_storage.errors import InvalidFilterError, UnavailableError
 from observatory_storage.pool import StoragePool
-from observatory_storage.realtime import Event, EventTail, LogEvent, TailFilters
+from observatory_storage.realtime import Event, EventTail, LogEvent, PointEvent, SpanEvent, TailFilters
 from tests.telemetry import make_spans
 
 NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
@@ -156,3 +156,24 @@ def test_positions_that_redis_would_not_take_are_refused(redis_pool: StoragePool
         position = base64.urlsafe_b64encode(orjson.dumps(made)).decode().rstrip("=")
         with pytest.raises(InvalidFilterError, match="malformed"):
             redis_pool.stream.tail(position=position)
+
+
+def test_entries_stay_small_whatever_names_and_attributes_are(redis_pool: StoragePool) -> None:
+    events = tail(redis_pool)
+    with TraceWriter(redis_pool) as writer:
+        writer.write_spans([{**row, "name": "n" * 20_000, "model": "m"} for row in make_spans(2, 100)])
+    metric = {"name": "load", "metric_type": "gauge"}
+    with MetricWriter(redis_pool) as metrics:
+        metrics.write_data_points(
+            [
+                {"metric": metric, "timestamp": NOW, "value": 1.0, "attributes": {"k": f"{number}" * 9_000}}
+                for number in range(100, 200)
+            ]
+        )
+    found = [*events]
+    assert len(found) == 300
+    assert {(event.name, event.model) for event in found if isinstance(event, SpanEvent)} == {("n" * 100, "m")}
+    assert {(event.name, event.value) for event in found if isinstance(event, PointEvent)} == {("load", 1.0)}
+    for signal in ("traces", "metrics"):
+        size: Any = client_of(redis_pool).memory_usage(key_of(redis_pool, signal), samples=0)
+        assert size < 256 * 1024

@@ -17,6 +17,9 @@ _log = logging.getLogger(__name__)
 ENTRY_ROWS: Final = 200
 # A live view shows a line of a record; who wants all of it reads it by its id.
 _BODY_CHARACTERS: Final = 300
+# Where names or attributes make it larger than this, texts are cut and attributes are left out.
+_LARGE_ENTRY_BYTES: Final = 256 * 1024
+_SHORT_CHARACTERS: Final = 100
 _FORM: Final = b"1"
 _EPOCH: Final = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _ID_DIGITS: Final = {"trace_id": 32, "id": 32, "span_id": 16}
@@ -56,7 +59,10 @@ class LogEvent(NamedTuple):
 
 
 class PointEvent(NamedTuple):
-    """A data point that was stored; `name` to `service_name` are None where the writer had but the metric's id."""
+    """A data point that was stored; `name` to `service_name` are None where the writer had but the metric's id.
+
+    `attributes` are None where they are too large for an event.
+    """
 
     timestamp: dt.datetime
     project: str
@@ -96,7 +102,22 @@ def encode(landed: Landed) -> Iterator[tuple[str, int, bytes]]:
             part = rows[first : first + ENTRY_ROWS]
             found = dict(zip(landed.names, zip(*part, strict=True), strict=True))
             columns = _ENCODERS[landed.signal](found, len(part), landed)
-            yield project, len(part), _dumps(columns)
+            content = _dumps(columns)
+            if len(content) > _LARGE_ENTRY_BYTES:
+                content = _dumps([_shortened(column) for column in columns])
+            yield project, len(part), content
+
+
+def _shortened(column: Any) -> Any:
+    """Return a column without what makes an entry large: long texts, and attributes."""
+    # Ids come in one piece, of a size that is known.
+    if isinstance(column, str):
+        return column
+    return [value[:_SHORT_CHARACTERS] if isinstance(value, str) else _plain(value) for value in column]
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, dict) else value
 
 
 def _dumps(columns: list[Any]) -> bytes:
@@ -104,7 +125,7 @@ def _dumps(columns: list[Any]) -> bytes:
         return orjson.dumps(columns, default=str, option=orjson.OPT_NON_STR_KEYS)
     except TypeError:
         # Attributes of points come as they were given: with numbers that JSON readers cannot take, or odd text.
-        plain = [[None if isinstance(value, dict) else value for value in column] for column in columns]
+        plain = [[*map(_plain, column)] for column in columns]
         return orjson.dumps(plain, default=str)
 
 
