@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import redis
 from pydantic import SecretStr
@@ -74,13 +77,13 @@ def test_a_request_that_kills_workers_takes_no_other_along(
     for trace in range(10):
         queue.put(spans(trace, bad=trace == 3))
     deaths = 0
-    while queue.stats().depth:
-        assert deaths < 12
+    for _ in range(12):
         try:
             work(pool, queue, on_rejected=die)
         except WorkerDiedError:
             deaths += 1
             time.sleep(0.1)
+    assert queue.stats().depth == 0
     assert [letter.batch.payload for letter in queue.dead_letters()] == [spans(3, bad=True)]
     assert deaths == 5
     assert count(database_url, "trace_spans") == 27
@@ -242,3 +245,29 @@ def test_a_receiver_needs_no_database(
     receiver.put(spans(1))
     assert (receiver.stats().depth, queue.stats().depth) == (1, 0)
     receiver.close()
+
+
+def test_what_a_worker_holds_while_the_database_is_away_stays_its_own(
+    queue: RedisIngestQueue, pool: StoragePool, database_url: str
+) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute("ALTER TABLE trace_spans RENAME TO elsewhere")
+    queue.put(spans(1))
+    told = threading.Event()
+    with ThreadPoolExecutor(2) as threads:
+        try:
+            holder, other = (IngestWorker(pool, queue, claim_idle_seconds=1, max_attempts=1) for _ in range(2))
+            holding = threads.submit(holder.run, told.is_set)
+            while not holder.stats().failures:
+                time.sleep(0.01)
+            waiting = threads.submit(other.run, told.is_set)
+            time.sleep(3)
+            assert (other.stats().claimed, queue.stats().dead, queue.stats().pending) == (0, 0, 1)
+        finally:
+            with psycopg.connect(database_url) as connection:
+                connection.execute("ALTER TABLE elsewhere RENAME TO trace_spans")
+            while queue.stats().depth and not holding.done():
+                time.sleep(0.02)
+            told.set()
+        assert (holding.result().batches, waiting.result().batches) == (1, 0)
+    assert count(database_url, "trace_spans") == 3

@@ -165,27 +165,24 @@ def test_what_was_rolled_back_is_never_told_of(redis_pool: StoragePool) -> None:
     assert {(key.hex, span) for key, span in stored} == set(found)
 
 
-def test_what_does_not_commit_is_never_told_of(redis_pool: StoragePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    import psycopg
-
-    events = tail(redis_pool)
-    commit = psycopg.Connection.commit
-    fails = iter([True, True, False])
-
-    def failing(connection: psycopg.Connection[Any]) -> None:
-        if next(fails, False):
-            connection.rollback()
-            raise psycopg.errors.SerializationFailure
-        commit(connection)
-
-    writer = LogWriter(redis_pool)
-    writer.write_logs([{"timestamp": NOW, "body": "once"}])
-    with redis_pool.raw_connection():
-        pass
-    monkeypatch.setattr(psycopg.Connection, "commit", failing)
-    writer.close()
-    monkeypatch.undo()
-    assert [event.body for event in events if isinstance(event, LogEvent)] == ["once"]
+def test_what_does_not_commit_is_never_told_of(redis_pool: StoragePool) -> None:
+    """Two COMMITs fail, after everything else of their transactions went well, and the third does not."""
+    with redis_pool.raw_connection() as connection:
+        connection.execute("CREATE SEQUENCE attempts")
+        connection.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF nextval('attempts') <= 2 THEN "
+            "RAISE EXCEPTION 'not yet' USING ERRCODE = 'serialization_failure'; END IF; RETURN NULL; END $$"
+        )
+        connection.execute(
+            "CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON traces DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+        connection.commit()
+    events = tail(redis_pool, idle_timeout_seconds=2)
+    writer = write_spans(redis_pool, make_spans(1, 5))
+    assert writer.write_stats().retries == 2
+    found = [event.span_id for event in events if isinstance(event, SpanEvent)]
+    assert len(found) == len(set(found)) == 5
 
 
 @pytest.mark.every_redis

@@ -177,3 +177,19 @@ def test_entries_stay_small_whatever_names_and_attributes_are(redis_pool: Storag
     for signal in ("traces", "metrics"):
         size: Any = client_of(redis_pool).memory_usage(key_of(redis_pool, signal), samples=0)
         assert size < 256 * 1024
+
+
+@pytest.mark.every_redis
+def test_events_older_than_their_age_go_though_others_come(database_url: str, redis_url: str) -> None:
+    with StoragePool.from_url(database_url, redis_url=redis_url, redis_stream_max_age_seconds=1) as pool:
+        # Large enough for nodes of their own, which is what the server trims.
+        begun = time.monotonic()
+        for name in ("old", "younger", "new"):
+            write_logs(pool, [f"{name} {number} {'x' * 300}" for number in range(30)])
+            if name != "new":
+                time.sleep(0.7)
+        assert time.monotonic() - begun > 1.3
+        found = tail(pool, since=NOW - dt.timedelta(hours=1), idle_timeout_seconds=0.2)
+        names = {(body or "").split()[0] for body in bodies_of([*found])}
+        assert "new" in names
+        assert "old" not in names

@@ -167,7 +167,8 @@ class IngestWorker:
                 if not _blames_a_request(error):
                     _log.warning("%s", error)
                     self._hold(batches, pause)
-                    pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+                    # A sign of life comes before others look for one.
+                    pause = min(pause * 2, _LONGEST_PAUSE_SECONDS, self._claim_idle_seconds / 3)
                 elif len(batches) > 1:
                     for batch in batches:
                         self._store([batch])
