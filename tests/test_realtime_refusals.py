@@ -20,7 +20,9 @@ from observatory_storage.caching import Cached
 from observatory_storage.errors import UnavailableError
 from observatory_storage.models import Trace
 from observatory_storage.pool import StoragePool
+from observatory_storage.realtime import PublishStats
 from observatory_storage.realtime.codec import UnfitError, typed
+from observatory_storage.realtime.landed import Landed
 from observatory_storage.repositories import UsageTotals
 from tests.cached import cache_of, write
 from tests.servers import RedisProcess, all_redis
@@ -231,6 +233,26 @@ def test_a_batch_larger_than_what_may_wait_is_told_of(
         writer.write_spans(make_spans(10, 10))
     until(lambda: pool.stream.stats().waiting == 0)
     assert (pool.stream.stats().published, count(database_url, "trace_spans")) == (100, 100)
+
+
+def test_what_waits_for_a_slow_redis_is_bounded_and_no_writer_waits(
+    pool: StoragePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("observatory_storage.realtime.publisher._MOST_ROWS", 50)
+    publisher = pool.stream._publisher
+    publish, go_on = publisher._publish, threading.Event()
+
+    def slowly(landed: Landed, dropped: int) -> int:
+        assert go_on.wait(10)
+        return publish(landed, dropped)
+
+    monkeypatch.setattr(publisher, "_publish", slowly)
+    with TraceWriter(pool, WriterConfig(batch_size=20)) as writer:
+        writer.write_spans(make_spans(5, 20))
+        writer.flush()
+        assert pool.stream.stats() == PublishStats(published=0, dropped=60, waiting=40)
+    go_on.set()
+    until(lambda: pool.stream.stats() == PublishStats(published=40, dropped=60, waiting=0))
 
 
 def test_a_child_forked_beside_busy_threads_counts_and_closes(pool: StoragePool) -> None:
