@@ -13,10 +13,12 @@ import orjson
 import pytest
 import redis
 
-from observatory_storage import LogWriter, MetricWriter, TraceWriter
+from observatory_storage import LogWriter, MetricWriter, TraceRepository, TraceWriter
 from observatory_storage.errors import InvalidFilterError, UnavailableError
 from observatory_storage.pool import StoragePool
 from observatory_storage.realtime import Event, EventTail, LogEvent, PointEvent, SpanEvent, TailFilters
+from observatory_storage.repositories import UsageQuery, UsageRepository
+from tests.servers import Servers, database
 from tests.telemetry import make_spans
 
 NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
@@ -193,3 +195,25 @@ def test_events_older_than_their_age_go_though_others_come(database_url: str, re
         names = {(body or "").split()[0] for body in bodies_of([*found])}
         assert "new" in names
         assert "old" not in names
+
+
+def test_two_databases_on_one_redis_share_neither_values_nor_events(
+    redis_pool: StoragePool, redis_url: str, servers: Servers, server_kind: str, server_url: str
+) -> None:
+    rows = make_spans(1, 4)
+    query = UsageQuery(start=NOW - dt.timedelta(days=400), end=NOW + dt.timedelta(days=400))
+    with (
+        database(server_url, servers.template(server_kind)) as url,
+        StoragePool.from_url(url, redis_url=redis_url, min_connections=1, max_connections=3) as other,
+    ):
+        mine, others = tail(redis_pool), tail(other)
+        for pool, number in ((redis_pool, 4), (other, 2)):
+            with TraceWriter(pool) as writer:
+                writer.write_spans(rows[:number])
+        for _ in range(2):
+            for pool, number in ((redis_pool, 4), (other, 2)):
+                assert TraceRepository(pool).get_by_id(rows[0]["trace_id"]).span_count == number
+                with pool.session() as session:
+                    expected = UsageRepository(session).get_totals(query)
+                assert UsageRepository(pool).get_totals(query) == expected
+        assert (len([*mine]), len([*others])) == (4, 2)
