@@ -18,6 +18,10 @@ from benchmarks.figures import Suite
 from benchmarks.targets import TARGETS
 
 ROOT = Path(__file__).parent.parent
+# These three take as long as all others together; they are run as well with OBSERVATORY_TEST_LONG=1.
+LONG: frozenset[str] = frozenset(
+    () if os.environ.get("OBSERVATORY_TEST_LONG") == "1" else ("writer_throughput", "footprint", "concurrent_writes")
+)
 
 
 @pytest.fixture
@@ -49,8 +53,9 @@ def suite() -> Suite:
 
 def test_every_suite_runs_and_says_what_it_found(server_url: str, tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
+    names = [name for name in command.suites() if name not in LONG]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--smoke", "--json", str(path)],
+        [sys.executable, "-m", "benchmarks", *names, "--smoke", "--json", str(path)],
         cwd=ROOT,
         env={**os.environ, "OBSERVATORY_TEST_DATABASE_URL": server_url},
         capture_output=True,
@@ -59,12 +64,13 @@ def test_every_suite_runs_and_says_what_it_found(server_url: str, tmp_path: Path
     )
     assert (done.returncode, done.stderr) == (0, ""), f"{done.stderr}{done.stdout}"
     suites = json.loads(path.read_text())["suites"]
-    assert sorted(suites) == command.suites()
+    assert sorted(suites) == names
     for name, found in suites.items():
         assert f"== {name}" in done.stdout
         assert found["blocks"], name
     measured = {key for found in suites.values() for key in found["measures"]}
-    assert measured == {target.key for target in TARGETS}
+    known = {target.key for target in TARGETS}
+    assert measured == known if not LONG else measured and measured < known
 
 
 def test_the_report_names_machine_targets_tables_charts_and_what_is_slower(suite: Suite, tmp_path: Path) -> None:
