@@ -80,7 +80,7 @@ def connect_once(config: StorageConfig, *, autocommit: bool = False, **parameter
     )
     try:
         pin_settings(connection)
-    except BaseException:
+    except BaseException:  # an interrupt, too, would leave a connection that nobody closes
         connection.close()
         raise
     connection.autocommit = autocommit

@@ -380,7 +380,7 @@ class _Working(Generator[Wait, Ready | int, T]):
             while not _readable(connection.pgconn.socket):
                 if connection.meanwhile is None or not connection.meanwhile():
                     return
-        except BaseException:
+        except BaseException:  # raised again; psycopg goes on waiting, to cancel, and that is to work no more
             connection.meanwhile = None
             raise
 

@@ -132,7 +132,7 @@ class BufferedWriter(ABC, Generic[S]):
             thread = self._thread
             if thread is not None and thread is not threading.current_thread() and thread.is_alive():
                 thread.join()
-        except BaseException:
+        except BaseException:  # raised again: the rows are held, and the writer goes on
             self._buffer.close(False)
             self._thread = None
             raise
