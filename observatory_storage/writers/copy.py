@@ -26,7 +26,14 @@ from observatory_storage.models import (
     TraceRow,
     TraceSpan,
 )
-from observatory_storage.writers.convert import GivenRow, Rejections, WireRow, as_mapping, convert_columns, known_rows
+from observatory_storage.writers.convert import (
+    Rejections,
+    WireRow,
+    as_mapping,
+    convert_columns,
+    gather,
+    known_rows,
+)
 from observatory_storage.writers.keyed_batch import CHUNK_ROWS
 from observatory_storage.writers.log_batch import identify_logs, log_columns
 from observatory_storage.writers.metric_batch import identify_metric, identify_points, identify_series
@@ -46,6 +53,7 @@ from observatory_storage.writers.tables import (
     WriteTable,
 )
 
+Given = Mapping[str, list[Any]]
 Ready = dict[str, list[Any]]
 Failed = dict[int, str]
 Kept = dict[int, dict[str, Any]]
@@ -137,13 +145,14 @@ class CopyWriter:
                 present |= found
                 layout = target.table.layout(present | target.made)
             projects = [row.get("project") or self._project for row in chunk]
+            given = gather(chunk, (*target.table.names, *target.sources), found)
             failed: Failed = {}
             kept: Kept = {}
-            ready = {"project": projects, **target.columns(chunk, projects, failed, kept)}
-            columns = convert_columns(layout, chunk, failed, ready=ready, kept=kept)
+            ready = {"project": projects, **target.columns(given, projects, failed, kept)}
+            columns = convert_columns(layout, given, failed, ready=ready, kept=kept)
             for at, reason in failed.items():
                 raise RejectedRowError(reason, row=chunk[at])
-            target.finish(columns, chunk)
+            target.finish(columns, given)
             yield layout, list(zip(*map(columns.__getitem__, layout.names), strict=True))
 
 
@@ -156,22 +165,24 @@ class _Target:
     """
 
     table: WriteTable
-    columns: Callable[[Sequence[GivenRow], Sequence[str], Failed, Kept], Ready] = lambda *given: {}
-    finish: Callable[[dict[str, list[Any]], Sequence[GivenRow]], None] = lambda *given: None
+    columns: Callable[[Given, Sequence[str], Failed, Kept], Ready] = lambda *given: {}
+    finish: Callable[[dict[str, list[Any]], Given], None] = lambda *given: None
     sources: frozenset[str] = frozenset()
     made: frozenset[str] = frozenset()
 
 
-def _span_columns(rows: Sequence[GivenRow], projects: Sequence[str], failed: Failed, kept: Kept) -> Ready:
-    times = time_columns(rows, failed, kept)
+def _span_columns(given: Given, projects: Sequence[str], failed: Failed, kept: Kept) -> Ready:
+    times = time_columns(given, failed, kept)
     # They are in no rollup yet: maintenance adds them, and decides then which calls count.
-    unsettled: Ready = {"repeats_usage": [None] * len(rows)}
-    return times | computed_columns(rows, times["start_time"], times["end_time"], kept) | unsettled
+    unsettled: Ready = {"repeats_usage": [None] * len(projects)}
+    return times | computed_columns(given, times["start_time"], times["end_time"], kept) | unsettled
 
 
-def _metric_columns(rows: Sequence[GivenRow], projects: Sequence[str], failed: Failed, kept: Kept) -> Ready:
+def _metric_columns(given: Given, projects: Sequence[str], failed: Failed, kept: Kept) -> Ready:
     ids: list[Any] = []
-    for place, (row, project) in enumerate(zip(rows, projects, strict=True)):
+    named = [name for name, values in given.items() if values.count(None) < len(values)]
+    for place, project in enumerate(projects):
+        row = {name: value for name in named if (value := given[name][place]) is not None}
         own = row.get("id")
         try:
             ids.append(identify_metric(row, project)[0] if own is None else METRICS.columns[0].kind.convert(own))
@@ -179,6 +190,10 @@ def _metric_columns(rows: Sequence[GivenRow], projects: Sequence[str], failed: F
             failed.setdefault(place, error.reason)
             ids.append(None)
     return {"id": ids}
+
+
+def _finish_logs(columns: dict[str, list[Any]], given: Given) -> None:
+    identify_logs(columns, given["ordinal"])
 
 
 # An upsert computes the duration, bare COPY takes it as given.
@@ -197,6 +212,6 @@ _SERIES: Final = _Target(SERIES, identify_series, sources=frozenset({"metric"}))
 _DATA_POINTS: Final = _Target(
     DATA_POINTS, identify_points, sources=frozenset({"metric", "attributes", "resource_id"}), made=MADE_COLUMNS
 )
-_LOGS: Final = _Target(LOGS, log_columns, identify_logs, sources=frozenset({"ordinal"}), made=frozenset({"body"}))
+_LOGS: Final = _Target(LOGS, log_columns, _finish_logs, sources=frozenset({"ordinal"}), made=frozenset({"body"}))
 # Filled in by the server.
 _SERVER_COLUMNS: Final[frozenset[str]] = frozenset({"created_at", "updated_at", "seen_at", "transaction_id"})

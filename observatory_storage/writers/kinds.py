@@ -374,15 +374,13 @@ class JsonKind(Kind):
     element_oid = 3802
 
     def __init__(self, *, sorted_keys: bool = False) -> None:
-        self._option = orjson.OPT_SORT_KEYS if sorted_keys else None
+        self._option = orjson.OPT_SORT_KEYS if sorted_keys else 0
         self._encode = encode_canonical_json if sorted_keys else encode_json
 
     def bulk(self, values: list[Any]) -> list[Any] | None:
-        option = self._option
+        dumps, option = orjson.dumps, self._option
         try:
-            encoded = [
-                None if value is None else _JSONB_VERSION + orjson.dumps(value, option=option) for value in values
-            ]
+            encoded = [None if value is None else _JSONB_VERSION + dumps(value, None, option) for value in values]
         except (orjson.JSONEncodeError, RecursionError):
             return None
         # One search in all of them takes half the time of one in each.

@@ -25,6 +25,7 @@ from observatory_storage.writers.convert import (
     convert_column,
     gather,
     known_rows,
+    take,
     well_formed,
 )
 from observatory_storage.writers.keyed_batch import KeyedBatch
@@ -73,6 +74,7 @@ class LogBatch(KeyedBatch):
     """
 
     table = LOGS
+    beside = ("ordinal",)
 
     def __init__(self, rejections: Rejections) -> None:
         super().__init__(rejections)
@@ -102,6 +104,9 @@ class LogBatch(KeyedBatch):
 
     def _take(self, rows: Sequence[GivenRow], project: str) -> None:
         known, present = known_rows(rows, _LOG_KEYS, self.rejections)
+        words = {"body"} if "body_json" in present else set()
+        self._present = present
+        self.layout = LOGS.layout(present | words)
         raw = gather(known, _TAKEN, present)
         fit = well_formed(known, raw, _SHAPES, self.rejections)
         if len(fit) < len(known):
@@ -110,14 +115,14 @@ class LogBatch(KeyedBatch):
         timestamps, ids = _keys(raw, failed)
         for place, reason in failed.items():
             self.rejections.add(known[place], reason)
-        words = {"body"} if "body_json" in present else set()
-        self.layout = LOGS.layout(present | words)
         raw |= {"timestamp": timestamps, "id": ids, "project": [named or project for named in raw["project"]]}
-        if failed or timestamps != sorted(timestamps):
-            places = sorted((place for place in range(len(known)) if place not in failed), key=timestamps.__getitem__)
-            known = [known[place] for place in places]
-            raw = {name: [column[place] for place in places] for name, column in raw.items()}
         self._given = known if isinstance(known, list) else list(known)
+        if failed or timestamps != sorted(timestamps):
+            taken = take(
+                sorted((place for place in range(len(known)) if place not in failed), key=timestamps.__getitem__)
+            )
+            self._given = taken(self._given)
+            raw = {name: taken(column) for name, column in raw.items()}
         self._keys |= {name: raw[name] for name in ("timestamp", "id", "project")}
         self._resolve_resources(raw["resource_id"], raw["resource"])
 
@@ -129,18 +134,20 @@ class LogBatch(KeyedBatch):
 
     def _computed(
         self,
-        rows: Sequence[GivenRow],
+        given: Mapping[str, list[Any]],
         ready: Mapping[str, list[Any]],
         failed: dict[int, str],
         kept: dict[int, dict[str, Any]],
     ) -> Mapping[str, list[Any]]:
         # Filled in when all that ids are made from is converted.
-        computed: dict[str, list[Any]] = {"route_id": [None] * len(rows)}
-        return computed | (_bodies(rows, failed, kept) if "body_json" in self.layout.names else {})
+        computed: dict[str, list[Any]] = {"route_id": [None] * len(ready["timestamp"])}
+        return computed | (_bodies(given, failed, kept) if "body_json" in self.layout.names else {})
 
-    def _assemble(self, columns: dict[str, list[Any]], given: Sequence[GivenRow]) -> list[WireRow]:
-        identify_logs(columns, given)
-        rows = super()._assemble(columns, given)
+    def _assemble(
+        self, columns: dict[str, list[Any]], given: Mapping[str, list[Any]], places: Sequence[int]
+    ) -> list[WireRow]:
+        identify_logs(columns, given["ordinal"])
+        rows = super()._assemble(columns, given, places)
         if len(set(columns["timestamp"])) == len(rows):
             return rows
         found: dict[WireRow, WireRow] = {}
@@ -149,10 +156,9 @@ class LogBatch(KeyedBatch):
         return [found[key] for key in sorted(found)]
 
 
-def identify_logs(columns: dict[str, list[Any]], given: Sequence[GivenRow]) -> None:
-    """Fill in the ids of records in wire form, by column: from their content where they were given none."""
-    contents: Iterable[Any] = contents_of(columns, len(given))
-    ordinals = [row.get("ordinal") for row in given]
+def identify_logs(columns: dict[str, list[Any]], ordinals: Sequence[Any]) -> None:
+    """Fill in the ids of records in wire form, by column: from their content and ordinal where they were given none."""
+    contents: Iterable[Any] = contents_of(columns, len(ordinals))
     if any(ordinals):
         contents = [
             (ordinal, content) if ordinal else content for ordinal, content in zip(ordinals, contents, strict=True)
@@ -179,11 +185,11 @@ def encode_content(content: Any) -> bytes:
 
 
 def log_columns(
-    rows: Sequence[GivenRow], projects: Sequence[str], failed: dict[int, str], kept: dict[int, dict[str, Any]]
+    given: Mapping[str, list[Any]], projects: Sequence[str], failed: dict[int, str], kept: dict[int, dict[str, Any]]
 ) -> dict[str, list[Any]]:
     """Return the columns of records that follow from others; ids that were not given are left to `identify_logs`."""
-    timestamps, ids = _keys(gather(rows, _TAKEN), failed)
-    return {"timestamp": timestamps, "id": ids, "route_id": [None] * len(rows), **_bodies(rows, failed, kept)}
+    timestamps, ids = _keys(given, failed)
+    return {"timestamp": timestamps, "id": ids, "route_id": [None] * len(projects), **_bodies(given, failed, kept)}
 
 
 def _keys(raw: Mapping[str, list[Any]], failed: dict[int, str]) -> tuple[list[Any], list[Any]]:
@@ -206,8 +212,9 @@ def times_of(raw: Mapping[str, list[Any]], failed: dict[int, str]) -> list[Any]:
     return convert_column(_TIMESTAMP, times, failed, {})
 
 
-def _bodies(rows: Sequence[GivenRow], failed: dict[int, str], kept: dict[int, dict[str, Any]]) -> dict[str, list[Any]]:
-    given = gather(rows, ("body", "body_json"))
+def _bodies(
+    given: Mapping[str, list[Any]], failed: dict[int, str], kept: dict[int, dict[str, Any]]
+) -> dict[str, list[Any]]:
     # First, because there may be no end to the words of what cannot be stored.
     encoded = convert_column(_BODY_JSON, given["body_json"], failed, kept)
     bodies = [

@@ -88,7 +88,9 @@ class _Contents(LogBatch):
     def _chunk_end(self, last: int) -> int:
         return last
 
-    def _assemble(self, columns: dict[str, list[Any]], given: Sequence[GivenRow]) -> list[WireRow]:
-        for row, content in zip(given, contents_of(columns, len(given)), strict=True):
-            self.found[id(row)] = hashlib.blake2b(encode_content(content), digest_size=16).digest()
+    def _assemble(
+        self, columns: dict[str, list[Any]], given: Mapping[str, list[Any]], places: Sequence[int]
+    ) -> list[WireRow]:
+        for place, content in zip(places, contents_of(columns, len(places)), strict=True):
+            self.found[id(self._given[place])] = hashlib.blake2b(encode_content(content), digest_size=16).digest()
         return []

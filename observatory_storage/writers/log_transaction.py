@@ -87,7 +87,7 @@ class LogTransaction:
 
     def _fill(self, events: Sequence[tuple[SpanKey, str]]) -> int:
         projects = {key[0]: project for key, project in events}
-        locks = TraceDeltas().rows({}, projects)
+        locks = TraceDeltas({}, projects).rows()
         parameters = [*encode_columns(TRACES, TRACES.full, locks), dt.datetime.now(dt.UTC)]
         # A trace of another project is not touched and not returned.
         locked = {bytes(row[0]) for row in query(self._connection, sql.UPSERT_TRACES, parameters)}

@@ -24,6 +24,7 @@ from observatory_storage.writers.convert import (
     convert_rows,
     gather,
     known_rows,
+    take,
     unknown_keys,
     well_formed,
 )
@@ -72,40 +73,48 @@ def identify_metric(metric: GivenRow, project: str) -> WireRow:
 
 
 def identify_series(
-    rows: Sequence[GivenRow], projects: Sequence[str], failed: dict[int, str], kept: dict[int, dict[str, Any]]
+    given: Mapping[str, list[Any]], projects: Sequence[str], failed: dict[int, str], kept: dict[int, dict[str, Any]]
 ) -> dict[str, list[Any]]:
     """Return the ids of series and their metrics: as they were given, or as their content has them."""
-    found = [
-        _ids(row, project, "id", place, failed) for place, (row, project) in enumerate(zip(rows, projects, strict=True))
-    ]
-    return {"metric_id": [pair[0] for pair in found], "id": [pair[1] for pair in found]}
+    return _ids(given, projects, "id", failed)
 
 
 def identify_points(
-    rows: Sequence[GivenRow], projects: Sequence[str], failed: dict[int, str], kept: dict[int, dict[str, Any]]
+    given: Mapping[str, list[Any]], projects: Sequence[str], failed: dict[int, str], kept: dict[int, dict[str, Any]]
 ) -> dict[str, list[Any]]:
     """Return the ids of points' metrics and series, as they were given or as their content has them, and what else
     follows from several columns.
     """
-    found = [
-        _ids(row, project, "series_id", place, failed)
-        for place, (row, project) in enumerate(zip(rows, projects, strict=True))
-    ]
-    columns = point_columns(DATA_POINTS.names, rows, failed, kept)
-    return {"metric_id": [pair[0] for pair in found], "series_id": [pair[1] for pair in found], **columns}
+    ids = _ids(given, projects, "series_id", failed)
+    return ids | point_columns(DATA_POINTS.names, given, failed, kept)
 
 
-def _ids(row: GivenRow, project: str, name: str, place: int, failed: dict[int, str]) -> tuple[Any, Any]:
+def _ids(
+    given: Mapping[str, list[Any]], projects: Sequence[str], name: str, failed: dict[int, str]
+) -> dict[str, list[Any]]:
+    columns = (given[one] for one in ("metric", "metric_id", name, "resource_id", "attributes"))
+    found = [_id(place, failed, *values) for place, values in enumerate(zip(projects, *columns, strict=True))]
+    return {"metric_id": [pair[0] for pair in found], name: [pair[1] for pair in found]}
+
+
+def _id(
+    place: int,
+    failed: dict[int, str],
+    project: str,
+    metric: Any,
+    metric_id: Any,
+    own: Any,
+    resource: Any,
+    attributes: Any,
+) -> tuple[Any, Any]:
     try:
-        metric, metric_id, own = row.get("metric"), row.get("metric_id"), row.get(name)
         if metric is None and metric_id is None:
             raise RejectedRowError("metric is missing, and so is metric_id")
         metric_id = _ID.convert(metric_id) if metric is None else identify_metric(metric, project)[0]
         if own is not None:
             return metric_id, _ID.convert(own)
-        resource = row.get("resource_id")
-        attributes = encode_canonical_json(row.get("attributes") or {})
-        return metric_id, series_id(metric_id, None if resource is None else _ID.convert(resource), attributes)
+        content = encode_canonical_json(attributes or {})
+        return metric_id, series_id(metric_id, None if resource is None else _ID.convert(resource), content)
     except RejectedRowError as error:
         failed.setdefault(place, error.reason.strip())
     except RecursionError:
@@ -207,20 +216,21 @@ class PointBatch(KeyedBatch):
 
     def _computed(
         self,
-        rows: Sequence[GivenRow],
+        given: Mapping[str, list[Any]],
         ready: Mapping[str, list[Any]],
         failed: dict[int, str],
         kept: dict[int, dict[str, Any]],
     ) -> Mapping[str, list[Any]]:
-        return point_columns(self.layout.names, rows, failed, kept)
+        return point_columns(self.layout.names, given, failed, kept)
 
     def _take(self, rows: Sequence[GivenRow], project: str) -> None:
         known, present = known_rows(rows, _POINT_KEYS, self.rejections)
-        raw = gather(known, _TAKEN)
+        self.layout = DATA_POINTS.layout(present | MADE_COLUMNS if "value_int" in present else present)
+        self._present = present
+        raw = gather(known, _TAKEN, present)
         fit = well_formed(known, raw, _SHAPES, self.rejections)
         if len(fit) < len(known):
-            known, raw = fit, gather(fit, _TAKEN)
-        self.layout = DATA_POINTS.layout(present | MADE_COLUMNS if "value_int" in present else present)
+            known, raw = fit, gather(fit, _TAKEN, present)
         projects = [
             given or _project_of(metric) or project for given, metric in zip(raw["project"], raw["metric"], strict=True)
         ]
@@ -240,9 +250,10 @@ class PointBatch(KeyedBatch):
         places = self._fold(known, keys, failed)
         for place, reason in failed.items():
             self.rejections.add(known[place], reason)
-        self._given = [known[place] for place in places]
-        self._keys = {name: [column[place] for place in places] for name, column in keys.items()}
-        self._keys["resource_id"] = [resource_ids[place] for place in places]
+        taken = take(places)
+        self._given = taken(list(known))
+        self._keys = {name: taken(column) for name, column in keys.items()}
+        self._keys["resource_id"] = taken(resource_ids)
 
     def _identify_metrics(self, raw: Mapping[str, list[Any]], failed: dict[int, str]) -> list[Any]:
         # Decoders share one object among all points of a metric.
@@ -325,7 +336,7 @@ class PointBatch(KeyedBatch):
         given = [rows[place] for place in places]
         kept: dict[int, dict[str, Any]] = {}
         ready = {name: [column[place] for place in places] for name, column in keys.items()}
-        ready.update(point_columns(self.layout.names, given, bad, kept))
+        ready.update(point_columns(self.layout.names, gather(given, self.layout.names), bad, kept))
         converted = convert_rows(self.layout, given, bad, ready=ready, kept=kept) if places else []
         failed.update({places[at]: reason for at, reason in bad.items()})
         return dict(zip(places, converted, strict=True))

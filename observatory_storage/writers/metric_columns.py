@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
 from observatory_storage.errors import RejectedRowError
 from observatory_storage.models.point_checks import check_buckets, check_exemplars, check_quantiles
-from observatory_storage.writers.convert import GivenRow, convert_column
+from observatory_storage.writers.convert import convert_column
 from observatory_storage.writers.tables import DATA_POINTS
 
 _COUNTS: Final = ("count", "zero_count")
@@ -20,7 +20,7 @@ MADE_COLUMNS: Final = frozenset({"value"})
 
 
 def point_columns(
-    names: Collection[str], rows: Sequence[GivenRow], failed: dict[int, str], kept: dict[int, dict[str, Any]]
+    names: Collection[str], given: Mapping[str, list[Any]], failed: dict[int, str], kept: dict[int, dict[str, Any]]
 ) -> dict[str, list[Any]]:
     """Return those of the named columns that are checked against others; reasons and originals as `convert_column`.
 
@@ -31,12 +31,12 @@ def point_columns(
     def take(name: str, repair: Callable[[Any], Any] | None = None) -> list[Any] | None:
         if name not in names:
             return None
-        given = [row.get(name) for row in rows]
-        if repair is not None and given.count(None) < len(given):
-            given = [
-                None if value is None else _tried(repair, value, place, failed) for place, value in enumerate(given)
+        values = given[name]
+        if repair is not None and values.count(None) < len(values):
+            values = [
+                None if value is None else _tried(repair, value, place, failed) for place, value in enumerate(values)
             ]
-        found[name] = convert_column(DATA_POINTS.columns[DATA_POINTS.index[name]], given, failed, kept)
+        found[name] = convert_column(DATA_POINTS.columns[DATA_POINTS.index[name]], values, failed, kept)
         return found[name]
 
     exact, values = take("value_int"), take("value")
@@ -48,7 +48,7 @@ def point_columns(
         _refuse(name, take(name), lambda counts: bool(counts) and min(counts) < 0, failed)
     bounds = take("bucket_bounds")
     if bounds is not None or "bucket_counts" in found:
-        nothing = [None] * len(rows)
+        nothing = [None] * len(next(iter(found.values())))
         for place, pair in enumerate(zip(found.get("bucket_counts", nothing), bounds or nothing, strict=True)):
             if pair != (None, None) and place not in failed:
                 _tried(lambda pair: check_buckets(pair[0] or (), pair[1] or ()), pair, place, failed)

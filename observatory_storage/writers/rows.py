@@ -31,7 +31,6 @@ _UNFLUSHED_BYTES: Final = 8 * 1024 * 1024
 # COPY takes in a thousand rows at a time and then stores them for some milliseconds. Linux gives a local socket room
 # for 130 rows, so that the server would wait for the next chunk each time; less is granted where less is allowed.
 _SEND_BUFFER: Final = 1024 * 1024
-_WIDE: Final = ("input", "output", "attributes", "body", "body_json", "messages")
 _INSERT_STATEMENTS: Final = {
     "trace_spans": sql.INSERT_SPANS,
     "trace_events": sql.INSERT_EVENTS,
@@ -56,10 +55,12 @@ def copy_rows(connection: Connection, table: str, layout: Layout, chunks: Iterab
         writer.flush_threshold = _UNFLUSHED_BYTES
         with cursor.copy(sql.copy_into(table, layout), writer=writer) as copy:
             copy.set_types([column.kind.copy_type for column in layout.columns])
-            write_row = copy.write_row
+            # What `copy.write_row` does, without a call in between for each row.
+            format_row, write = copy.formatter.write_row, writer.write
             for chunk in chunks:
                 for row in chunk:
-                    write_row(row)
+                    if data := format_row(row):
+                        write(data)
                 written += len(chunk)
     return written
 
@@ -183,7 +184,7 @@ def _one_ahead(connection: Connection, items: Iterator[T]) -> Iterator[T]:
 
 def _parts(layout: Layout, chunks: Iterable[Sequence[WireRow]]) -> Iterator[Sequence[WireRow]]:
     """Yield what one statement each carries: enough rows, or enough bytes."""
-    wide = [place for place, name in enumerate(layout.names) if name in _WIDE]
+    wide = list(map(layout.names.index, layout.wide))
     part: list[WireRow] = []
     size = 0
     for chunk in chunks:

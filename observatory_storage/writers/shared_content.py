@@ -14,13 +14,14 @@ import orjson
 
 from observatory_storage.models.message import ATTRIBUTES, INPUT, OUTPUT
 from observatory_storage.text import encode_json
-from observatory_storage.writers.convert import GivenRow
+from observatory_storage.writers.convert import GivenRow, gather
 
 # A conversation of fewer bytes takes less place in the span's row than as references with an index entry each.
 _LEAST_BYTES: Final = 1024
 # One or two messages are repeated by nobody, unless the first is a long prompt for all conversations.
 _LEAST_MESSAGES: Final = 3
 _LEAST_ATTRIBUTE: Final = 512
+_LOOKED_AT: Final = ("operation", "input", "attributes")
 # Attributes that clients repeat with each call: definitions of tools, instructions, parameters with both in them.
 _REPEATED: Final = (
     "gen_ai.system_instructions",
@@ -73,22 +74,25 @@ class SharedContent:
         """Find what can be shared among rows, given with their projects."""
         shared = cls()
         persons: dict[str, bytes] = {}
-        for place, row in enumerate(rows):
-            if row.get("operation") is None:
+        columns = gather(rows, _LOOKED_AT)
+        # Most spans share nothing, and are to pay little for the look.
+        for place, (operation, given, about) in enumerate(zip(*columns.values(), strict=True)):
+            if operation is None:
                 continue
-            # Most spans share nothing, and are to pay little for the look.
-            given = row.get("input")
             if type(given) is dict:
                 given = given.get("messages")
-            has_messages = type(given) is list and (len(given) >= _LEAST_MESSAGES or _begins_with_long_prompt(given))
-            attributes = row.get("attributes")
-            repeats = type(attributes) is dict and not attributes.keys().isdisjoint(_NAMES)
+            has_messages = (
+                type(given) is list
+                and given != []
+                and (len(given) >= _LEAST_MESSAGES or _begins_with_long_prompt(given))
+            )
+            repeats = type(about) is dict and not _NAMES.isdisjoint(about)
             if has_messages or repeats:
                 project = projects[place]
                 person = persons.get(project)
                 if person is None:
                     person = persons[project] = hashlib.blake2b(project.encode(), digest_size=16).digest()
-                shared._add(place, row, person, has_messages=has_messages, repeats=repeats)
+                shared._add(place, rows[place], person, has_messages=has_messages, repeats=repeats)
         return shared
 
     def select(self, places: Sequence[int]) -> SharedContent:

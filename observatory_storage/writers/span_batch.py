@@ -20,6 +20,7 @@ from observatory_storage.writers.convert import (
     convert_rows,
     gather,
     known_rows,
+    take,
     unknown_keys,
     well_formed,
 )
@@ -45,6 +46,8 @@ _TAKEN: Final = (
     "resource",
     "events",
 )
+# An optional column that is filled though no row has it.
+_MADE: Final = frozenset({"repeats_usage"})
 _DURATION: Final = SPANS.columns[SPANS.index["duration_us"]]
 _USAGE: Final = ("input_tokens", "output_tokens", "total_tokens", "cost_usd")
 
@@ -65,7 +68,6 @@ class SpanBatch(KeyedBatch):
         self._events: list[WireRow] | None = None
         self._has_events = False
         self._settled_without = 0
-        self._present: frozenset[str] = frozenset()
         self.shared = SharedContent()
         self._references: Mapping[int, bytes] = {}
         self.periods: dict[int, int] = {}
@@ -161,10 +163,8 @@ class SpanBatch(KeyedBatch):
         return self._keys["trace_id"], self._keys["span_id"], self._keys["parent_span_id"]
 
     def _have_usage(self, places: Sequence[int]) -> list[bool]:
-        rows = [self._given[place] for place in places]
-        columns = (
-            convert_column(SPANS.columns[SPANS.index[name]], [row.get(name) for row in rows], {}, {}) for name in _USAGE
-        )
+        given = gather(take(places)(self._given), _USAGE)
+        columns = (convert_column(SPANS.columns[SPANS.index[name]], values, {}, {}) for name, values in given.items())
         return [any(values) for values in zip(*columns, strict=True)]
 
     def select(self, wanted: Callable[[int], bool]) -> Self:
@@ -172,14 +172,13 @@ class SpanBatch(KeyedBatch):
         places = [place for place in range(len(self._given)) if place not in self._rejected and wanted(place)]
         part = super().select(wanted)
         part._has_events = self._has_events
-        part._present = self._present
         part.shared = self.shared.select(places)
         return part
 
     def refer(self, references: Mapping[int, bytes]) -> None:
         """Send references instead of the content of some spans, by their places; of all others the content itself."""
         self._references = references
-        self.layout = SPANS.layout(self._present | {"content_refs"} if references else self._present)
+        self.layout = SPANS.layout(self._present | _MADE | ({"content_refs"} if references else set()))
         if references:
             self._keys["content_refs"] = [references.get(place) for place in range(len(self._given))]
         else:
@@ -216,13 +215,13 @@ class SpanBatch(KeyedBatch):
 
     def _take(self, rows: Sequence[GivenRow], project: str) -> None:
         known, present = known_rows(rows, _SPAN_KEYS, self.rejections)
+        self._present = present
+        self.layout = SPANS.layout(present | _MADE)
         raw = gather(known, _TAKEN, present)
         fit = well_formed(known, raw, _SHAPES, self.rejections)
         if len(fit) < len(known):
             known, raw = fit, gather(fit, _TAKEN, present)
         self._has_events = any(raw.pop("events"))
-        self._present = present | {"repeats_usage"}
-        self.layout = SPANS.layout(self._present)
         failed: dict[int, str] = {}
         kept: dict[int, dict[str, Any]] = {}
         resources, resource_ids = raw.pop("resource"), raw.pop("resource_id")
@@ -235,22 +234,23 @@ class SpanBatch(KeyedBatch):
         places = self._fold(keys, failed)
         for place, reason in failed.items():
             self.rejections.add(known[place], reason)
-        self._given = [known[place] for place in places]
-        self._keys = {name: [column[place] for place in places] for name, column in keys.items()}
+        taken = take(places)
+        self._given = taken(list(known))
+        self._keys = {name: taken(column) for name, column in keys.items()}
         self._keys["repeats_usage"] = [False] * len(places)
         if kept:
             self._kept = {at: kept[place] for at, place in enumerate(places) if place in kept}
-        self._resolve_resources([resource_ids[place] for place in places], [resources[place] for place in places])
+        self._resolve_resources(taken(resource_ids), taken(resources))
 
-    def _rows_at(self, places: Sequence[int]) -> list[GivenRow]:
-        rows = super()._rows_at(places)
-        if not self._references:
-            return rows
-        spans = self.shared.spans
-        return [
-            {**row, **spans[place].columns} if place in self._references else row
-            for row, place in zip(rows, places, strict=True)
-        ]
+    def _given_at(self, places: Sequence[int]) -> dict[str, list[Any]]:
+        given = super()._given_at(places)
+        if self._references:
+            spans = self.shared.spans
+            for at, place in enumerate(places):
+                if place in self._references:
+                    for name, value in spans[place].columns.items():
+                        given[name][at] = value
+        return given
 
     def _fold(self, keys: Mapping[str, list[Any]], failed: Mapping[int, str]) -> list[int]:
         """Return the places of the rows to write, in writing order, one for each key."""
@@ -271,12 +271,12 @@ class SpanBatch(KeyedBatch):
 
     def _computed(
         self,
-        rows: Sequence[GivenRow],
+        given: Mapping[str, list[Any]],
         ready: Mapping[str, list[Any]],
         failed: dict[int, str],
         kept: dict[int, dict[str, Any]],
     ) -> Mapping[str, list[Any]]:
-        computed = computed_columns(rows, ready["start_time"], ready["end_time"], kept)
+        computed = computed_columns(given, ready["start_time"], ready["end_time"], kept)
         repeats = ready["repeats_usage"]
         if True in repeats:
             pairs = zip(ready["counts_usage"], repeats, strict=True)
@@ -324,35 +324,39 @@ def span_key(row: Sequence[Any]) -> bytes:
 
 
 def computed_columns(
-    rows: Sequence[GivenRow], starts: Sequence[Any], ends: Sequence[Any], kept: dict[int, dict[str, Any]]
+    given: Mapping[str, list[Any]], starts: Sequence[Any], ends: Sequence[Any], kept: dict[int, dict[str, Any]]
 ) -> dict[str, list[Any]]:
     """Return the columns of spans that follow from others: the duration, and the total of tokens.
 
     A span without end keeps the duration it was given; the total is computed where none was given.
     """
-    tokens = {
-        name: convert_column(SPANS.columns[SPANS.index[name]], [row.get(name) for row in rows], {}, kept)
+    columns = {
+        name: convert_column(SPANS.columns[SPANS.index[name]], given[name], {}, kept)
         for name in ("input_tokens", "output_tokens", "total_tokens")
     }
-    durations = [
-        row.get("duration_us") if end is None or start is None else max(0, end - start)
-        for row, start, end in zip(rows, starts, ends, strict=True)
-    ]
-    tokens["total_tokens"] = [
-        total if total is not None or (read is None and written is None) else (read or 0) + (written or 0)
-        for total, read, written in zip(
-            tokens["total_tokens"], tokens["input_tokens"], tokens["output_tokens"], strict=True
-        )
-    ]
-    return {"duration_us": convert_column(_DURATION, durations, {}, kept), **tokens}
+    if None in ends or None in starts:
+        durations = [
+            before if end is None or start is None else max(0, end - start)
+            for before, start, end in zip(given["duration_us"], starts, ends, strict=True)
+        ]
+        columns["duration_us"] = convert_column(_DURATION, durations, {}, kept)
+    else:
+        columns["duration_us"] = [end - start if end > start else 0 for start, end in zip(starts, ends, strict=True)]
+    totals = columns["total_tokens"]
+    if None in totals:
+        columns["total_tokens"] = [
+            total if total is not None or (read is None and written is None) else (read or 0) + (written or 0)
+            for total, read, written in zip(totals, columns["input_tokens"], columns["output_tokens"], strict=True)
+        ]
+    return columns
 
 
 def time_columns(
-    rows: Sequence[GivenRow], failed: dict[int, str], kept: dict[int, dict[str, Any]]
+    given: Mapping[str, list[Any]], failed: dict[int, str], kept: dict[int, dict[str, Any]]
 ) -> dict[str, list[Any]]:
     """Return start and end, converted."""
     return {
-        name: convert_column(SPANS.columns[SPANS.index[name]], [row.get(name) for row in rows], failed, kept)
+        name: convert_column(SPANS.columns[SPANS.index[name]], given[name], failed, kept)
         for name in ("start_time", "end_time")
     }
 

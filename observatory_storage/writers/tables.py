@@ -74,12 +74,15 @@ class Column:
 class Layout:
     """Which columns of a table a batch sends, in which order.
 
-    `together` names the columns that can be checked at once, by kind.
+    `together` names the columns that can be checked at once, by kind; `wide` those in which a row may have much.
     """
 
     def __init__(self, columns: tuple[Column, ...]) -> None:
         self.columns = columns
         self.names = tuple(column.name for column in columns)
+        self.wide = tuple(
+            column.name for column in columns if isinstance(column.kind, JsonKind) or column.name == "body"
+        )
         self.together: dict[Kind, list[str]] = {}
         for column in columns:
             if column.kind.sent_as_given and not column.required and column.default is None:

@@ -68,14 +68,27 @@ class _Delta:
 
 
 class TraceDeltas:
-    """Sums spans by trace. Integers and decimals: the order of the spans does not matter."""
+    """Sums spans by trace. Integers and decimals: the order of the spans does not matter.
 
-    def __init__(self) -> None:
+    `own` holds what `write_trace` gave, by trace; `locked` the project of each trace that is to be locked, though
+    nothing may be added to it.
+    """
+
+    def __init__(self, own: Mapping[bytes, OwnTrace], locked: Mapping[bytes, str]) -> None:
         self._deltas: dict[bytes, _Delta] = {}
+        self._own = own
+        self._locked = dict(locked)
+        self._rows: list[WireRow] | None = None
+
+    def lock(self, projects: Mapping[bytes, str]) -> None:
+        """Lock some more traces, given with their projects."""
+        self._locked |= projects
+        self._rows = None
 
     def add(self, rows: Iterable[WireRow]) -> None:
         """Add spans in wire form."""
         deltas = self._deltas
+        self._rows = None
         for row in rows:
             delta = deltas.get(row[_TRACE_ID])
             if delta is None:
@@ -110,15 +123,15 @@ class TraceDeltas:
     def clear(self) -> None:
         """Forget all spans."""
         self._deltas.clear()
+        self._rows = None
 
-    def rows(self, own: Mapping[bytes, OwnTrace], locked: Mapping[bytes, str]) -> list[WireRow]:
-        """Return the rows to upsert into traces, in id order.
-
-        `own` holds what `write_trace` gave, by trace; `locked` the project of each trace that is to be
-        locked though nothing is added to it.
-        """
-        ids = sorted({*self._deltas, *own, *locked})
-        return [self._row(key, own[key].row if key in own else None, locked.get(key)) for key in ids]
+    def rows(self) -> list[WireRow]:
+        """Return the rows to upsert into traces, in id order; the same list until something changes."""
+        if self._rows is None:
+            own, locked = self._own, self._locked
+            ids = sorted({*self._deltas, *own, *locked})
+            self._rows = [self._row(key, own[key].row if key in own else None, locked.get(key)) for key in ids]
+        return self._rows
 
     def _row(self, key: bytes, own: WireRow | None, project: str | None) -> WireRow:
         delta = self._deltas.get(key)

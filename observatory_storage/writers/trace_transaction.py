@@ -111,6 +111,8 @@ class TraceTransaction:
         self._landed: Landed | None = None
         self._usage = BatchUsage(SPANS.full)
         self._sums = UsageSums()
+        self._encoded: tuple[Sequence[WireRow], list[Any]] = ([], [])
+        """Summaries, and the same as parameters."""
 
     def write(self, batch: TraceBatch) -> Outcome:
         """Run the protocol up to, and without, the COMMIT."""
@@ -119,16 +121,15 @@ class TraceTransaction:
         self._outcome.learned = self._messages.write(self._connection, batch.spans, by_copy=self._by_copy)
         if self._terms.publishes:
             self._outcome.landed = self._landed = Landed("traces", batch.spans.layout.names)
-        deltas = TraceDeltas()
+        deltas = TraceDeltas(batch.traces, {event[0]: event[_EVENT_PROJECT] for event in batch.events.rows})
         self._usage = BatchUsage(batch.spans.layout)
         batch.spans.settle_usage()
         candidates = self._write_spans(batch.spans, deltas)
         self._write_loose_events(batch.events.rows)
-        projects = batch.spans.projects
-        locked = {key[:16]: projects[key[:16]] for key in candidates}
-        for event in batch.events.rows:
-            locked.setdefault(event[0], event[_EVENT_PROJECT])
-        traces = deltas.rows(batch.traces, locked)
+        if candidates:
+            projects = batch.spans.projects
+            deltas.lock({key[:16]: projects[key[:16]] for key in candidates})
+        traces = deltas.rows()
         continued = self._upsert_traces(traces)
         unsettled = batch.spans.unsettled(continued, all_new=not self._outcome.met_duplicates)
         if unsettled:
@@ -166,9 +167,7 @@ class TraceTransaction:
         if not self._outcome.met_duplicates:
             self._copy_events(spans.events())
             return {}
-        deltas.clear()
-        self._usage.clear()
-        self._lacking.clear()
+        self._forget_sums(deltas)
         if self._landed is not None:
             self._landed.keep(lambda row: span_key(row) in new)
         if new:
@@ -192,9 +191,7 @@ class TraceTransaction:
         except psycopg.Error as error:
             if not is_duplicate(error):
                 raise
-            deltas.clear()
-            self._usage.clear()
-            self._lacking.clear()
+            self._forget_sums(deltas)
             if self._landed is not None:
                 self._landed.clear()
             self._outcome.counts["spans_written"] = 0
@@ -204,7 +201,10 @@ class TraceTransaction:
     def _summed(
         self, spans: SpanBatch, deltas: TraceDeltas, chunks: Iterable[Sequence[WireRow]]
     ) -> Iterator[Sequence[WireRow]]:
-        """Yield chunks of the spans, each added to the deltas while the server works on it."""
+        """Yield chunks of the spans, each added to the deltas while the server works on it.
+
+        So is what is made of all of them: afterwards the server would wait for it.
+        """
         lacks_content = _lacks_content(spans.layout)
         for chunk in chunks:
             yield chunk
@@ -213,7 +213,22 @@ class TraceTransaction:
             self._lacking += lacks_content(chunk)
             if self._landed is not None:
                 self._landed.add(chunk)
+        self._usage.add_to(self._sums)
+        self._usage.clear()
+        self._encode_traces(deltas.rows())
         work_meanwhile(self._connection, self._terms.meanwhile)
+
+    def _forget_sums(self, deltas: TraceDeltas) -> None:
+        """Forget what was summed up of spans that turned out not to be new."""
+        deltas.clear()
+        self._usage.clear()
+        self._sums.clear()
+        self._lacking.clear()
+
+    def _encode_traces(self, rows: Sequence[WireRow]) -> list[Any]:
+        if self._encoded[0] is not rows:
+            self._encoded = rows, encode_columns(TRACES, TRACES.full, rows) if rows else []
+        return self._encoded[1]
 
     def _copy_events(self, events: Sequence[WireRow]) -> None:
         if self._by_copy and events:
@@ -267,7 +282,7 @@ class TraceTransaction:
         """Return the traces that got spans and had some before."""
         if not rows:
             return set()
-        parameters = [*encode_columns(TRACES, TRACES.full, rows), dt.datetime.now(dt.UTC)]
+        parameters = [*self._encode_traces(rows), dt.datetime.now(dt.UTC)]
         done = {bytes(key): spans for key, spans in query(self._connection, sql.UPSERT_TRACES, parameters)}
         if len(done) < len(rows):
             foreign = {row[0]: row[1] for row in rows if row[0] not in done}
