@@ -72,9 +72,11 @@ class UsageSums:
 
     def __init__(self) -> None:
         self._cells: dict[Key, _Cell] = {}
+        self._encoded: bytes | None = None
 
     def add(self, key: Key, columns: Mapping[str, Sequence[Any]], calls: int, sign: int = 1) -> None:
         """Add some calls, whose `AMOUNTS` are given by column, or take them out; an absent column is all null."""
+        self._encoded = None
         cell = self._cells.get(key)
         if cell is None:
             cell = self._cells[key] = _Cell()
@@ -100,11 +102,17 @@ class UsageSums:
     def clear(self) -> None:
         """Forget all calls."""
         self._cells.clear()
+        self._encoded = None
 
     def encode(self) -> bytes | None:
-        """Return the rows as JSON, as `statements.INSERT_PARTS` takes them; None where there is none."""
-        rows = [_row(key, cell) for key, cell in sorted(self._cells.items(), key=_order) if not cell.is_empty]
-        return orjson.dumps(rows) if rows else None
+        """Return the rows as JSON, as `statements.INSERT_PARTS` takes them; None where there is none.
+
+        They are encoded once, until something is added.
+        """
+        if self._encoded is None:
+            rows = [_row(key, cell) for key, cell in sorted(self._cells.items(), key=_order) if not cell.is_empty]
+            self._encoded = orjson.dumps(rows) if rows else None
+        return self._encoded
 
 
 def hour_of(time: dt.datetime) -> int:

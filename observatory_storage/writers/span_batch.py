@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from itertools import pairwise
 from typing import Any, Final, Self
 
 from observatory_storage.identity import content_id
@@ -254,9 +255,10 @@ class SpanBatch(KeyedBatch):
 
     def _fold(self, keys: Mapping[str, list[Any]], failed: Mapping[int, str]) -> list[int]:
         """Return the places of the rows to write, in writing order, one for each key."""
+        places = None if failed else _in_order(*(keys[name] for name in SPANS.order))
+        if places is not None:
+            return places
         ordered = list(zip(*(keys[name] for name in SPANS.order), strict=True))
-        if not failed and len(set(ordered)) == len(ordered):
-            return sorted(range(len(ordered)), key=ordered.__getitem__)
         best: dict[tuple[Any, ...], int] = {}
         ends = keys["end_time"]
         for place, key in enumerate(ordered):
@@ -313,6 +315,27 @@ class SpanBatch(KeyedBatch):
     def _reject_event(self, span: GivenRow, event: GivenRow, reason: str) -> None:
         named = {"trace_id": span.get("trace_id"), "span_id": span.get("span_id"), "span_start_time": _start_of(span)}
         self.rejections.add_once(event, reason, {**event, **named})
+
+
+def _in_order(starts: list[int], trace_ids: list[bytes], span_ids: list[bytes]) -> list[int] | None:
+    """Return the places of spans in writing order; None where two have one key.
+
+    By time first, and by ids where times are equal: a tuple of all three for each span would have the garbage
+    collector walk over the batch seven times, which takes 2 µs a span.
+    """
+    places = sorted(range(len(starts)), key=starts.__getitem__)
+    last = -1
+    for at, (start, next_start) in enumerate(pairwise(map(starts.__getitem__, places))):
+        if start != next_start or at < last:
+            continue
+        last = at + 1
+        while last + 1 < len(places) and starts[places[last + 1]] == start:
+            last += 1
+        tied = {(trace_ids[place], span_ids[place]): place for place in places[at : last + 1]}
+        if len(tied) <= last - at:
+            return None
+        places[at : last + 1] = map(tied.__getitem__, sorted(tied))
+    return places
 
 
 def span_key(row: Sequence[Any]) -> bytes:

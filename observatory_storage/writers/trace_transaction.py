@@ -215,6 +215,7 @@ class TraceTransaction:
                 self._landed.add(chunk)
         self._usage.add_to(self._sums)
         self._usage.clear()
+        self._sums.encode()
         self._encode_traces(deltas.rows())
         work_meanwhile(self._connection, self._terms.meanwhile)
 
