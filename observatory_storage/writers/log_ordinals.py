@@ -15,16 +15,22 @@ from observatory_storage.errors import RejectedRowError
 from observatory_storage.writers.convert import GivenRow, Rejections, WireRow, as_mapping, convert_column, gather
 from observatory_storage.writers.log_batch import BODY, LogBatch, contents_of, encode_content, times_of
 
+_AT_ONCE: Final = 256
 _LOOKED_AT: Final = ("timestamp", "observed_timestamp", "body", "body_json", "ordinal", "id")
 
 
 def differ(rows: Sequence[object]) -> bool:
     """Tell whether no two rows can be equal, as in most requests; False where that is not seen at once."""
-    bodies = [row.get("body") for row in rows if isinstance(row, dict)]
-    if len(bodies) < len(rows):
+    bodies = [row.get("body") for row in rows if type(row) is dict]
+    try:
+        distinct = set(bodies)
+    except TypeError:  # one is no text
         return False
-    # Found in C: text that is stored as it is, each another.
-    return BODY.kind.bulk(bodies) is not None and None not in bodies and len(set(bodies)) == len(bodies)
+    if len(distinct) < len(rows) or None in distinct:
+        return False
+    # Text that is stored as it is, found in C, and by so much of it at once as stays in the processor's cache.
+    pieces = (bodies[first : first + _AT_ONCE] for first in range(0, len(bodies), _AT_ONCE))
+    return all(BODY.kind.bulk(piece) is not None for piece in pieces)
 
 
 def number_equal(rows: Sequence[Any], project: str) -> list[Any]:
