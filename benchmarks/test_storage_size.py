@@ -141,15 +141,16 @@ def rows(size: Size) -> Repeated:
     shared_data = Path(given) if given else ROOT.parent / "shared" / "data"
     found = recorded(shared_data) if size.is_judged else None
     today = dt.datetime.now(dt.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    # Three days that are over.
-    return Repeated(found or generated(40 if size.is_judged else 4), today - dt.timedelta(days=3))
+    # Three days that are over, also in the first minutes of a day.
+    return Repeated(found or generated(40 if size.is_judged else 4), today - dt.timedelta(days=4))
 
 
 def test_storage_size(
     stores: dict[str, Store], rows: Repeated, size: Size, benchmark: Benchmark, report: Report, machine: str
 ) -> None:
-    # 100,000 spans in a full run; each round has as many as a writer puts into one transaction.
-    wanted = 100_000 if size.rows >= 30_000 else size.rows * 2
+    # 100,000 spans but in a quick run; each round has as many as a writer puts into one transaction.
+    is_whole = size.rows >= 30_000
+    wanted = 100_000 if is_whole else size.rows * 2
     copies = max(3, round(wanted / len(rows)))
     at_once = max(1, 5_000 // len(rows))
     # Which copy each trace is of.
@@ -185,6 +186,7 @@ def test_storage_size(
     taken = {name: sum(found.values()) for name, found in parts.items()}
     once, each = stores[ONCE], stores[COPIES]
     share = taken[ONCE] / taken[COPIES]
+    assert parts[ONCE][_TEXT_INDEX] > 0
     text_index = parts[ONCE][_TEXT_INDEX] / taken[COPIES]
     # Pair by pair; the first of the rounds makes partitions.
     rate = statistics.median(slow / fast for fast, slow in zip(once.seconds, each.seconds, strict=True))
@@ -219,8 +221,10 @@ def test_storage_size(
                 if taken_here >= _SHOWN * taken[COPIES]
             ],
         )
-    if size.is_judged:
+    # What every partition takes without a row weighs too much in a quick run.
+    if is_whole:
         assert share <= MOST_BYTES
+    if size.is_judged:
         assert rate >= LEAST_RATE
         assert latency <= MOST_LATENCY
 
