@@ -15,9 +15,10 @@ from sqlalchemy import func, literal_column, select, text
 from observatory_storage.errors import UnavailableError
 from observatory_storage.lifecycle import PartitionManager, TextIndexer
 from observatory_storage.lifecycle.session import maintenance_session
-from observatory_storage.models import LogRecord
+from observatory_storage.models import LogRecord, MessagePack
 from observatory_storage.models.base import table_of
 from observatory_storage.models.log import SEARCH_VECTOR_SQL, search_vector
+from observatory_storage.models.message import PACK_VECTOR_SQL
 from observatory_storage.pool import StoragePool
 from tests.threads import threads
 
@@ -247,3 +248,24 @@ def test_a_closed_partition_is_summarised_for_those_who_follow(pool: StoragePool
             "SELECT brin_summarize_new_values(%s::regclass)", [f"{name(CLOSED[0])}_transaction_id_idx"]
         ).fetchone()
     assert summarised == (0,)
+
+
+def test_the_index_of_messages_is_built_in_little_memory(pool: StoragePool, database_url: str) -> None:
+    day = STARTED.replace(hour=0) - dt.timedelta(days=2)
+    PartitionManager(pool).ensure(table_of(MessagePack), [day])
+    packs = f"message_packs_p{day:%Y%m%d}"
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        # Words of their own in each pack, as ids and numbers are.
+        connection.execute(
+            "INSERT INTO message_packs (id, period, messages)"
+            " SELECT pack, %s, jsonb_build_array(string_agg(md5(pack || ' ' || word), ' '))"
+            " FROM generate_series(1, 300) AS pack, generate_series(1, 150) AS word GROUP BY pack",
+            [day],
+        )
+        connection.execute(f"CREATE INDEX whole ON {packs} USING gin (({PACK_VECTOR_SQL}))".encode())
+        assert TextIndexer(pool).build().built == ("logs_default", packs)
+        sizes = connection.execute(
+            "SELECT pg_relation_size('whole'), pg_relation_size(%s::regclass)", [f"{packs}_text_idx"]
+        ).fetchone()
+    assert sizes is not None
+    assert sizes[1] < sizes[0] * 0.85

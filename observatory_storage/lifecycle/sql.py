@@ -86,6 +86,16 @@ CREATE_INDEX_ON_PARENT: Final = "CREATE INDEX IF NOT EXISTS {index} ON ONLY {tab
 
 ATTACH_INDEX: Final = "ALTER INDEX {parent} ATTACH PARTITION {index}"
 
+# The memory for the next builds: an eighth of what the table takes, between 1 MB and what the session had.
+LIMIT_BUILD_MEMORY: Final = """
+SELECT set_config('maintenance_work_mem', least(
+    (SELECT setting::bigint FROM pg_settings WHERE name = 'maintenance_work_mem'),
+    greatest(1024, pg_total_relation_size(to_regclass(quote_ident(%(table)s))) / 8192)
+) || 'kB', false)
+"""
+
+RESET_BUILD_MEMORY: Final = "RESET maintenance_work_mem"
+
 # Waits for whoever uses the table, but makes nobody wait behind it.
 DROP_INDEX: Final = "DROP INDEX CONCURRENTLY IF EXISTS {index}"
 
