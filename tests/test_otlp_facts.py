@@ -194,3 +194,10 @@ class TestContent:
         span = decode_one({f"{prefix}7.message.content": "later", **odd})
         assert span["input"] == [{"content": "kept"}, {"content": "later"}]
         assert set(span["attributes"] or {}) == set(odd) - {f"{prefix}0.message.content"}
+
+    def test_a_long_conversation_of_flattened_keys(self) -> None:
+        said = {f"llm.input_messages.{place}.message.content": f"turn {place}" for place in range(100)}
+        span = decode_one({**said, "llm.model_name": "m", "other": 1})
+        assert span["input"] == [{"content": f"turn {place}"} for place in range(100)]
+        assert span["model"] == "m"
+        assert span["attributes"] == {"llm.model_name": "m", "other": 1}

@@ -195,6 +195,46 @@ class TestValues:
         pair = [{"key": "k", "value": {"intValue": number}} for number in (1, 2)]
         assert decode_one(attributes=pair)["attributes"] == {"k": 2}
 
+    def test_of_a_repeated_key_the_last_stays_in_protobuf(self) -> None:
+        message = trace_service.ExportTraceServiceRequest()
+        span = message.resource_spans.add().scope_spans.add().spans.add(trace_id=b"\x01" * 16, span_id=b"\x02" * 8)
+        span.attributes.add(key="k").value.int_value = 1
+        span.attributes.add(key="other").value.bool_value = True
+        span.attributes.add(key="k").value.string_value = ""
+        attributes = decode_traces(message.SerializeToString()).spans[0]["attributes"]
+        assert list((attributes or {}).items()) == [("k", ""), ("other", True)]
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            *(("string_value", ""), ("string_value", "a"), ("bool_value", False), ("bool_value", True)),
+            *(
+                ("int_value", 0),
+                ("int_value", -(2**63)),
+                ("int_value", 1),
+                ("double_value", 0.0),
+                ("double_value", -0.0),
+            ),
+            *(("double_value", 1.0), ("double_value", math.inf)),
+        ],
+    )
+    def test_empty_ones_in_protobuf_keep_their_kind(self, field: str, value: Any) -> None:
+        message = trace_service.ExportTraceServiceRequest()
+        span = message.resource_spans.add().scope_spans.add().spans.add(trace_id=b"\x01" * 16, span_id=b"\x02" * 8)
+        setattr(span.attributes.add(key="k").value, field, value)
+        setattr(span.attributes.add(key="list").value.array_value.values.add(), field, value)
+        attributes = decode_traces(message.SerializeToString()).spans[0]["attributes"]
+        assert repr(attributes) == repr({"k": value, "list": [value]})
+
+    def test_the_names_of_attributes_are_held_once(self) -> None:
+        message = trace_service.ExportTraceServiceRequest()
+        group = message.resource_spans.add().scope_spans.add()
+        for number in (1, 2):
+            span = group.spans.add(trace_id=b"\x01" * 16, span_id=bytes(7) + bytes([number]))
+            span.attributes.add(key="a.name.of.an.attribute").value.int_value = number
+        first, second = (span["attributes"] or {} for span in decode_traces(message.SerializeToString()).spans)
+        assert next(iter(first)) is next(iter(second))
+
     def test_lone_surrogates_are_repaired_and_other_escapes_left(self) -> None:
         body = request(sent_span({"k": "PLACE"})).replace(b"PLACE", rb"a\ud800b \\ud800 \ud83d\ude00 \u0000")
         span = decode_traces(body, "application/json").spans[0]

@@ -16,10 +16,19 @@ from observatory_storage.otlp.vocabulary import MODEL_CALLS, NO_OPERATION, WRAPP
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
 
 
+class _Fact(NamedTuple):
+    """Where a column's value is looked for, in spans that carry one set of known attributes."""
+
+    column: str
+    key: str
+    read: Reader
+    otherwise: tuple[tuple[str, Reader], ...]
+
+
 class _Plan(NamedTuple):
     """What to read from spans that carry one set of known attributes."""
 
-    columns: tuple[tuple[str, tuple[tuple[str, Reader], ...]], ...]
+    facts: tuple[_Fact, ...]
     content: tuple[tuple[str, tuple[Content, ...]], ...]
 
 
@@ -29,16 +38,17 @@ def fill_columns(row: dict[str, Any], attributes: dict[str, Any], first_token: d
     Content leaves the attributes. `row` has its start_time; `first_token` is the time of the event that
     marks the first token, which serves where no attribute does.
     """
-    # Clients repeat themselves: which attributes to ask is decided once for each set of names, not per span.
-    plan = _plan(frozenset(map(_kind, attributes)))
-    for column, choices in plan.columns:
-        for key, read in choices:
-            value = read(attributes[key])
-            if value is not None:
-                row[column] = value
-                break
+    plan = _plan_of(attributes)
+    for column, key, read, otherwise in plan.facts:
+        value = read(attributes[key])
+        if value is None:
+            value = _first(attributes, otherwise)
+            if value is None:
+                continue
+        row[column] = value
     _take_content(row, plan, attributes)
-    _settle_first_token(row, first_token)
+    if first_token is not None or type(row.get("ttft_us")) is dt.datetime:
+        _settle_first_token(row, first_token)
     if "cost_usd" not in row and ("input_cost_usd" in row or "output_cost_usd" in row):
         row["cost_usd"] = row.get("input_cost_usd", Decimal(0)) + row.get("output_cost_usd", Decimal(0))
     if "input_tokens" in row or "output_tokens" in row:
@@ -49,8 +59,12 @@ def fill_columns(row: dict[str, Any], attributes: dict[str, Any], first_token: d
 def content_of(attributes: dict[str, Any]) -> tuple[Any, Any]:
     """Return the content that a span with such attributes has as `input` and `output`; None where there is none."""
     row: dict[str, Any] = {}
-    _take_content(row, _plan(frozenset(map(_kind, attributes))), dict(attributes))
+    _take_content(row, _plan_of(attributes), dict(attributes))
     return row.get("input"), row.get("output")
+
+
+def _first(attributes: dict[str, Any], choices: tuple[tuple[str, Reader], ...]) -> Any:
+    return next((value for key, read in choices if (value := read(attributes[key])) is not None), None)
 
 
 def _take_content(row: dict[str, Any], plan: _Plan, attributes: dict[str, Any]) -> None:
@@ -133,7 +147,22 @@ _KNOWN: Final = frozenset(
 ) | frozenset(key for contents in CONTENT.values() for content in contents for key in _keys_of(content))
 
 
-# Bounded, because anyone may send attributes of any name.
+# Clients repeat themselves: which attributes to ask is decided once for each list of names, not for each span. All
+# three caches are bounded, because anyone may send attributes of any name; and a long list seldom comes again.
+_MOST_REMEMBERED: Final = 64
+
+
+def _plan_of(attributes: dict[str, Any]) -> _Plan:
+    if len(attributes) <= _MOST_REMEMBERED:
+        return _plan_of_keys(tuple(attributes))
+    return _plan(frozenset(map(_kind, attributes)))
+
+
+@lru_cache(maxsize=1_024)
+def _plan_of_keys(keys: tuple[str, ...]) -> _Plan:
+    return _plan(frozenset(map(_kind, keys)))
+
+
 @lru_cache(maxsize=16_384)
 def _kind(key: str) -> str:
     """Name what an attribute is to the table: itself, the list it is a flattened part of, or nothing."""
@@ -157,6 +186,6 @@ def _plan(kinds: frozenset[str]) -> _Plan:
         for column, contents in CONTENT.items()
     )
     return _Plan(
-        columns=tuple((column, choices) for column, choices in columns if choices),
+        facts=tuple(_Fact(column, *choices[0], choices[1:]) for column, choices in columns if choices),
         content=tuple((column, choices) for column, choices in content if choices),
     )

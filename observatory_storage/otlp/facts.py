@@ -45,9 +45,8 @@ def text(value: Any) -> str | None:
 
 def count(value: Any) -> int | None:
     """Read a number of tokens: whole, not negative, at most 10^12; digits as text count as well."""
-    if (type(value) is str and _DIGITS.fullmatch(value)) or (type(value) is float and value.is_integer()):
-        value = int(value)
-    return value if type(value) is int and 0 <= value <= MAX_COUNT else None
+    whole = value if type(value) is int else _whole(value)
+    return whole if whole is not None and 0 <= whole <= MAX_COUNT else None
 
 
 def usd(value: Any) -> Decimal | None:
@@ -63,12 +62,12 @@ def usd(value: Any) -> Decimal | None:
 
 def seconds(value: Any) -> int | None:
     """Read a duration in seconds as microseconds."""
-    return _microseconds(value, 1_000_000)
+    return _microseconds(value, 1_000_000, _MAX_MICROSECONDS // 1_000_000)
 
 
 def milliseconds(value: Any) -> int | None:
     """Read a duration in milliseconds as microseconds."""
-    return _microseconds(value, 1_000)
+    return _microseconds(value, 1_000, _MAX_MICROSECONDS // 1_000)
 
 
 def instant(value: Any) -> dt.datetime | None:
@@ -98,9 +97,10 @@ def finish_reason(value: Any) -> str | None:
     """
     if type(value) is str:
         value = parse_text(value)
-    if type(value) is list:
-        value = next((item for item in value if type(item) is str and item), None)
-    return _finish_reason(value) if type(value) is str and value else None
+    for reason in value if type(value) is list else (value,):
+        if type(reason) is str and reason:
+            return _finish_reason(reason)
+    return None
 
 
 def provider(value: Any) -> str | None:
@@ -132,12 +132,18 @@ def member(name: str, read: Reader) -> Reader:
     return read_member
 
 
-def _microseconds(value: Any, unit: int) -> int | None:
+def _whole(value: Any) -> int | None:
+    if (type(value) is str and _DIGITS.fullmatch(value)) or (type(value) is float and value.is_integer()):
+        return int(value)
+    return None
+
+
+def _microseconds(value: Any, unit: int, most: int) -> int | None:
     if type(value) is str and _NUMBER.fullmatch(value):
         value = float(value)
     if type(value) is not float and type(value) is not int:
         return None
-    return round(value * unit) if 0 <= value <= _MAX_MICROSECONDS // unit else None
+    return round(value * unit) if 0 <= value <= most else None
 
 
 @lru_cache(maxsize=256)

@@ -21,7 +21,7 @@ from observatory_storage.otlp.json_members import (
 )
 from observatory_storage.otlp.json_reader import scopes_of
 from observatory_storage.otlp.json_values import any_value, attributes_of
-from observatory_storage.otlp.log_records import Ordinals, log_row
+from observatory_storage.otlp.log_records import Ordinals, SentRecord, log_row
 from observatory_storage.otlp.payload import Signal
 from observatory_storage.otlp.scopes import Scope
 
@@ -57,26 +57,23 @@ def _identify(record: Any) -> Record:
 
 
 def _read_log_record(scope: Scope, ordinals: Ordinals, record: Record) -> LogRow:
-    sent = record.get("body")
-    body = any_value(sent)
+    value = record.get("body")
+    body = any_value(value)
     # Bytes come out as text too, but were none.
-    is_text = type(body) is str and sent is not None and ("stringValue" in sent or "string_value" in sent)
-    return log_row(
-        scope,
-        ordinals,
+    is_text = type(body) is str and value is not None and ("stringValue" in value or "string_value" in value)
+    sent = SentRecord(
         time_unix_nano=integer_of(record, "timeUnixNano", "time_unix_nano"),
         observed_time_unix_nano=integer_of(record, "observedTimeUnixNano", "observed_time_unix_nano"),
         severity_number=_severity(record),
         severity_text=text_of(record, "severityText", "severity_text"),
-        body=body if is_text else None,
-        body_json=None if is_text else body,
         event_name=text_of(record, "eventName", "event_name"),
-        attributes=attributes_of(record),
         trace_id=_id(record, "traceId", "trace_id"),
         span_id=_id(record, "spanId", "span_id"),
         flags=count_of(record, "flags", "flags"),
         dropped_attributes_count=dropped_of(record),
     )
+    attributes = attributes_of(record)
+    return log_row(scope, ordinals, sent, attributes, body if is_text else None, None if is_text else body)
 
 
 def _severity(record: Record) -> int | str:

@@ -26,7 +26,7 @@ from observatory_storage.otlp.json_reader import scopes_of
 from observatory_storage.otlp.json_values import attributes_of
 from observatory_storage.otlp.payload import Signal
 from observatory_storage.otlp.scopes import Scope
-from observatory_storage.otlp.spans import Event, Link, span_row, with_environment
+from observatory_storage.otlp.spans import Event, Link, SentSpan, Status, scope_of_spans, span_row
 
 _SPAN_KINDS: Final = {
     f"SPAN_KIND_{name}": number
@@ -41,7 +41,7 @@ def read_spans(request: Record) -> Iterator[SpanRow | RejectedRowError]:
     Raises MisshapenError where a resource or a scope has another shape than OTLP/JSON gives it.
     """
     for scope, group in scopes_of(request, Signal.TRACES):
-        scope = with_environment(scope)
+        scope = scope_of_spans(scope)
         for span in list_of(group, "spans", "spans"):
             yield _read_or_reject(scope, span)
 
@@ -65,8 +65,7 @@ def _identify(span: Any) -> Record:
 
 def _read_span(scope: Scope, span: Record) -> SpanRow:
     status = object_of(span, "status")
-    return span_row(
-        scope,
+    sent = SentSpan(
         trace_id=id_of(span, "traceId", "trace_id"),
         span_id=id_of(span, "spanId", "span_id"),
         parent_span_id=id_of(span, "parentSpanId", "parent_span_id"),
@@ -74,17 +73,17 @@ def _read_span(scope: Scope, span: Record) -> SpanRow:
         kind=enum_of(span, "kind", "kind", _SPAN_KINDS),
         start_time_unix_nano=integer_of(span, "startTimeUnixNano", "start_time_unix_nano"),
         end_time_unix_nano=integer_of(span, "endTimeUnixNano", "end_time_unix_nano"),
-        attributes=attributes_of(span),
-        events=[_read_event(event) for event in records_of(span, "events", "events")],
-        links=[_read_link(link) for link in records_of(span, "links", "links")],
-        status_code=enum_of(status, "code", "code", _STATUS_CODES),
-        status_message=text_of(status, "message", "message"),
+        status=Status(enum_of(status, "code", "code", _STATUS_CODES), text_of(status, "message", "message")),
         trace_state=text_of(span, "traceState", "trace_state"),
         flags=count_of(span, "flags", "flags"),
         dropped_attributes_count=dropped_of(span),
         dropped_events_count=count_of(span, "droppedEventsCount", "dropped_events_count"),
         dropped_links_count=count_of(span, "droppedLinksCount", "dropped_links_count"),
     )
+    attributes = attributes_of(span)
+    events = [_read_event(event) for event in records_of(span, "events", "events")]
+    links = [_read_link(link) for link in records_of(span, "links", "links")]
+    return span_row(scope, sent, attributes, events, links)
 
 
 def _read_event(event: Record) -> Event:

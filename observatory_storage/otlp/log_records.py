@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from observatory_storage.models.rows import LogRow
 from observatory_storage.otlp.facts import text
@@ -23,6 +23,23 @@ _NO_TRACE: Final = bytes(16)
 _NO_SPAN: Final = bytes(8)
 
 Row = dict[str, Any]
+
+
+class SentRecord(NamedTuple):
+    """What is taken from a record as it was sent, under OTLP's names: a message of protobuf serves in its place.
+
+    A severity or an id that cannot be read is text.
+    """
+
+    time_unix_nano: int
+    observed_time_unix_nano: int
+    severity_number: int | str
+    severity_text: str
+    event_name: str
+    trace_id: bytes | str
+    span_id: bytes | str
+    flags: int
+    dropped_attributes_count: int
 
 
 class Ordinals:
@@ -63,19 +80,10 @@ def _content(row: Row) -> bytes:
 def log_row(
     scope: Scope,
     ordinals: Ordinals,
-    *,
-    time_unix_nano: int,
-    observed_time_unix_nano: int,
-    severity_number: int | str,
-    severity_text: str,
+    sent: SentRecord,
+    attributes: dict[str, Any],
     body: str | None,
     body_json: Any,
-    event_name: str,
-    attributes: dict[str, Any],
-    trace_id: bytes | str,
-    span_id: bytes | str,
-    flags: int,
-    dropped_attributes_count: int,
 ) -> LogRow:
     """Build the row of one log record.
 
@@ -85,43 +93,44 @@ def log_row(
     OpenTelemetry does not define are kept among the attributes, under names that begin with `observatory.`. Raises
     RejectedRowError for times that cannot be stored.
     """
-    observed = time_of(observed_time_unix_nano, "observed time") if observed_time_unix_nano else None
+    observed_time, time = sent.observed_time_unix_nano, sent.time_unix_nano
+    observed = time_of(observed_time, "observed time") if observed_time else None
     row: Row = {
         **scope.columns,
-        "timestamp": time_of(time_unix_nano, "time") if time_unix_nano else observed or EPOCH,
+        "timestamp": time_of(time, "time") if time else observed or EPOCH,
         "attributes": attributes,
     }
     if observed is not None:
         row["observed_timestamp"] = observed
-    if severity_number:
+    if severity_number := sent.severity_number:
         if severity_number in _SEVERITIES:
             row["severity_number"] = severity_number
         else:
             attributes[KEPT + "severity_number"] = severity_number
-    if severity_text:
+    if severity_text := sent.severity_text:
         row["severity_text"] = severity_text
     if body is not None:
         row["body"] = body
     elif body_json is not None:
         row["body_json"] = body_json
-    if event_name:
+    if event_name := sent.event_name:
         row["event_name"] = event_name
     elif not EVENT_NAME_KEYS.isdisjoint(attributes):
         _take_event_name(row, attributes)
-    if trace_id and trace_id != _NO_TRACE:
+    if (trace_id := sent.trace_id) and trace_id != _NO_TRACE:
         if len(trace_id) == 16 and type(trace_id) is bytes:
             row["trace_id"] = trace_id
         else:
             _keep_id(attributes, "trace_id", trace_id)
-    if span_id and span_id != _NO_SPAN:
+    if (span_id := sent.span_id) and span_id != _NO_SPAN:
         if len(span_id) == 8 and type(span_id) is bytes:
             row["span_id"] = span_id
         else:
             _keep_id(attributes, "span_id", span_id)
-    if flags:
+    if flags := sent.flags:
         row["trace_flags"] = flags
-    if dropped_attributes_count:
-        row["dropped_attributes_count"] = dropped_attributes_count
+    if dropped := sent.dropped_attributes_count:
+        row["dropped_attributes_count"] = dropped
     ordinals.number(row)
     return cast("LogRow", row)
 

@@ -34,19 +34,4 @@ def _read_log_record(scope: Scope, ordinals: Ordinals, record: Any) -> LogRow:
     body_json = None
     if not body and value.WhichOneof("value") != "string_value":
         body, body_json = None, any_value(value)
-    return log_row(
-        scope,
-        ordinals,
-        time_unix_nano=record.time_unix_nano,
-        observed_time_unix_nano=record.observed_time_unix_nano,
-        severity_number=record.severity_number,
-        severity_text=record.severity_text,
-        body=body,
-        body_json=body_json,
-        event_name=record.event_name,
-        attributes=attributes_of(record.attributes),
-        trace_id=record.trace_id,
-        span_id=record.span_id,
-        flags=record.flags,
-        dropped_attributes_count=record.dropped_attributes_count,
-    )
+    return log_row(scope, ordinals, record, attributes_of(record.attributes), body, body_json)

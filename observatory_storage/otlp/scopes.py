@@ -16,7 +16,7 @@ class Scope:
     """A resource with one of its instrumentation scopes, as columns of spans and log records."""
 
     resource: ResourceRow
-    columns: Mapping[str, Any]
+    columns: dict[str, Any]
 
 
 def resource_row(attributes: dict[str, Any], schema_url: str, dropped_attributes_count: int) -> ResourceRow:
