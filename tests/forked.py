@@ -37,14 +37,15 @@ class Program:
     def output(self) -> str:
         """What it wrote, when it has ended well and without a word on standard error."""
         with self._said:
+            has_said = self._said.poll(_SECONDS)
             try:
-                assert self._said.poll(_SECONDS), "it goes on and on"
-                out, err = self._said.recv()
-            finally:
-                self._process.join(0 if sys.exc_info()[1] is not None else _SECONDS)
-                self._process.kill()
-                self._process.join()
-        assert (self._process.exitcode, err) == (0, "")
+                out, err = self._said.recv() if has_said else ("", f"it has not ended after {_SECONDS} s")
+            except EOFError:
+                out, err = "", "it ended in the middle"
+        self._process.join(_SECONDS if has_said else 0)
+        self._process.kill()
+        self._process.join()
+        assert (self._process.exitcode, err) == (0, ""), f"exit status {self._process.exitcode}: {err}"
         return str(out)
 
 
