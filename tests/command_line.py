@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -13,11 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import typer.testing
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from observatory_storage.cli.app import app
 
 ROOT = Path(__file__).parent.parent
+# A program builds its commands once; the runner would for each call, which is most of what a short one takes.
+vars(typer.testing)["_get_command"] = functools.cache(get_command)
 _SETTINGS = (
     "DATABASE_URL",
     "DB_",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -28,6 +29,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("server_kind", all_kinds(), indirect=True, scope="session")
     if "redis_kind" in metafunc.fixturenames and metafunc.definition.get_closest_marker("every_redis"):
         metafunc.parametrize("redis_kind", all_redis(), indirect=True, scope="session")
+
+
+def pytest_collection_finish() -> None:
+    """Have the collector of garbage pass over what stays until the end: thousands of tests, and what they import."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,12 @@ from typing import Self
 
 import psycopg
 from psycopg import sql
+from psycopg.rows import TupleRow
 
 from observatory_storage import migrations
 from observatory_storage.config import StorageConfig
 from observatory_storage.embedded import embedded_server
+from observatory_storage.pool import StoragePool
 
 GIVEN_URL = os.environ.get("OBSERVATORY_TEST_DATABASE_URL", "")
 # What a test machine may lose. Each of these can be changed while the server runs.
@@ -162,22 +164,43 @@ class Servers:
             self._templates[kind] = database_name(url)
         return self._templates[kind]
 
+    @contextmanager
+    def pool(self, kind: str) -> Iterator[StoragePool]:
+        """A small pool on a new database that is migrated to head: for tests that only read to share."""
+        with (
+            database(self.url(kind), self.template(kind)) as url,
+            StoragePool.from_url(url, min_connections=1, max_connections=5) as pool,
+        ):
+            yield pool
+
 
 @contextmanager
 def database(server_url: str, template: str = "template0") -> Iterator[str]:
     """The URL of a new database, which is dropped afterwards with whoever is still connected to it."""
     name = f"observatory_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(server_url, autocommit=True) as connection:
+    with psycopg.connect(server_url, autocommit=True) as admin:
         # UTF-8 whatever the server's default, which may be SQL_ASCII.
         encoding = sql.SQL(" ENCODING 'UTF8'") if template == "template0" else sql.SQL("")
-        connection.execute(
+        admin.execute(
             sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)) + encoding
         )
-    try:
-        yield with_database(server_url, name)
-    finally:
-        with psycopg.connect(server_url, autocommit=True) as connection:
-            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        try:
+            yield with_database(server_url, name)
+        finally:
+            _wait_for_end_of_sessions(admin, name)
+            admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _wait_for_end_of_sessions(admin: psycopg.Connection[TupleRow], name: str) -> None:
+    """Return when nobody is connected to a database any more, or soon.
+
+    Whoever has just closed a connection leaves the server a process that is about to end; DROP DATABASE that finds it
+    looks again only after 100 ms.
+    """
+    sessions = "SELECT pg_stat_get_db_numbackends(oid) FROM pg_database WHERE datname = %s"
+    deadline = time.monotonic() + 0.1
+    while admin.execute(sessions, [name]).fetchone() not in (None, (0,)) and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 def with_database(url: str, name: str) -> str:
@@ -299,7 +322,8 @@ def _redis_process(program: str, port: int) -> Iterator[subprocess.Popen[bytes]]
             _wait_for_port(port, process)
             yield process
         finally:
-            process.terminate()
+            # Nothing is saved; told to end, it would look for that ten times a second.
+            process.kill()
             process.wait(10)
 
 
@@ -310,12 +334,13 @@ def free_port() -> int:
 
 
 def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(200):
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
         assert process.poll() is None, "redis-server ended at once"
         with socket.socket() as client:
             if client.connect_ex(("127.0.0.1", port)) == 0:
                 return
-        time.sleep(0.05)
+        time.sleep(0.005)
     raise AssertionError("redis-server does not listen")
 
 

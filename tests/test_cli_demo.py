@@ -25,7 +25,7 @@ WAYS = {"TraceWriter, INSERT", "TraceWriter, COPY", "CopyWriter", "Core executem
 @pytest.fixture
 def directory() -> Iterator[Path]:
     """A directory with a name short enough for a server's socket below it."""
-    with private_directory("demo") as path:
+    with private_directory("demo", in_memory=True) as path:
         yield path
 
 

@@ -35,11 +35,11 @@ class Running:
 
     def __init__(self, url: str) -> None:
         self.process = subprocess.Popen(
-            program("ingest", "--json", "-", "--database-url", url),
+            program("ingest", "--json", "-"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment(DB_RETRY_MAX_ATTEMPTS="1"),
+            env=environment(DATABASE_URL=url, DB_RETRY_MAX_ATTEMPTS="1"),
         )
 
     def write(self, data: bytes) -> None:

@@ -11,11 +11,11 @@ import pytest
 
 from observatory_storage.pool import StoragePool
 from observatory_storage.writers import LogWriter, TraceWriter, WriteMethod, WriterConfig
+from tests.forked import Program
 from tests.signals import Row, deadlocks, wait_for_waiting
 from tests.telemetry import NOW, count
 from tests.test_content_from_logs import assert_content_exact, call, choice, contents, event
 from tests.threads import threads
-from tests.under_fire import output_of, run_python
 
 
 @pytest.fixture(params=[WriteMethod.INSERT, WriteMethod.COPY])
@@ -137,9 +137,9 @@ with StoragePool.from_url(url, min_connections=1, max_connections=2) as pool:
 @pytest.mark.every_server
 def test_processes_that_write_spans_and_events_at_once_fill_every_span(database_url: str) -> None:
     jobs = [("spans", "copy"), ("logs", "copy"), ("spans", "insert"), ("logs", "insert")]
-    processes = [run_python(WRITE, database_url, *job, str(seed), NOW.isoformat()) for seed, job in enumerate(jobs)]
-    for process in processes:
-        assert output_of(process) == ""
+    programs = [Program(WRITE, database_url, *job, str(seed), NOW.isoformat()) for seed, job in enumerate(jobs)]
+    for program in programs:
+        assert program.output() == ""
     assert deadlocks(database_url) == 0
     spans: list[dict[str, Any]] = [call(number) for number in range(1, 61)]
     assert count(database_url, "trace_spans") == 60

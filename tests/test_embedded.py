@@ -30,7 +30,7 @@ sys.stdin.readline()
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    with private_directory("emb") as path:
+    with private_directory("emb", in_memory=True) as path:
         yield path / "data"
 
 

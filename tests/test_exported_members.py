@@ -37,7 +37,7 @@ class Environment(dict):
     def get(self, name, default=None):
         read.append(name)
         return dict.get(self, name, default)
-import sqlalchemy.orm, psycopg_pool, pydantic, alembic.command, redis, dynaconf, tenacity, orjson, psycopg
+import sqlalchemy.orm, psycopg_pool, pydantic, redis, dynaconf, tenacity, orjson, psycopg
 read = []
 os.environ = Environment(os.environ)
 def refuse(*arguments):
@@ -50,6 +50,7 @@ ours = [name for name in read if name.startswith(("DB_", "DATABASE", "REDIS", "O
 assert not ours, ours
 import threading
 assert threading.active_count() == 1
+assert "alembic" not in sys.modules, "who does not migrate waits for its import"
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

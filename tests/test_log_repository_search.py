@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from observatory_storage.repositories.log_filters import LogFilters
 from observatory_storage.repositories.log_results import SnippetStyle
 from observatory_storage.repositories.log_search import find_search
 from tests.logs import Row, at, ids, index_hours, log, make_hours, newest_first, read_by, sent, store_logs
+from tests.servers import Servers
 
 SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -59,6 +60,18 @@ BODIES = (
     "https://api.example.org/path/more http://h.example/path",
     "word1700 aword17 word17b",
 )
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "indexed"])
+def searched(
+    request: pytest.FixtureRequest, servers: Servers, server_kind: str
+) -> Iterator[tuple[StoragePool, list[Row]]]:
+    """A database with the bodies, that is only read, and their rows."""
+    with servers.pool(server_kind) as pool:
+        make_hours(pool, 0, 1)
+        if request.param:
+            index_hours(pool, [0])
+        yield pool, store_bodies(pool, BODIES)
 
 
 @pytest.mark.parametrize(
@@ -104,12 +117,8 @@ BODIES = (
         ("a1", {19}),
     ],
 )
-@pytest.mark.parametrize("indexed", [False, True])
-def test_words_are_found(pool: StoragePool, text: str, found: set[int], indexed: bool) -> None:
-    make_hours(pool, 0, 1)
-    if indexed:
-        index_hours(pool, [0])
-    rows = store_bodies(pool, BODIES)
+def test_words_are_found(searched: tuple[StoragePool, list[Row]], text: str, found: set[int]) -> None:
+    pool, rows = searched
     repository = LogRepository(pool)
     expected = ids(newest_first(rows[number] for number in found))
     assert ids(repository.search_text(text)) == expected

@@ -31,6 +31,7 @@ from tests.conversations import (
     seen_by_sql,
     stored_messages,
 )
+from tests.forked import Program
 from tests.telemetry import assert_summaries_exact, count
 from tests.test_pool_fork import in_child
 
@@ -73,12 +74,11 @@ def start_writer(url: str, method: str, seed: int) -> subprocess.Popen[str]:
 
 @pytest.mark.every_server
 def test_processes_with_the_same_conversations_store_them_once(pool: StoragePool, database_url: str) -> None:
-    writers = [start_writer(database_url, method, seed) for seed, method in enumerate(["copy", "insert"] * 2)]
-    counts = []
-    for writer in writers:
-        out, err = writer.communicate(timeout=150)
-        assert writer.returncode == 0, err
-        counts.append(json.loads(out.splitlines()[-1]))
+    writers = [
+        Program(WRITE, database_url, method, str(seed), NOON.isoformat())
+        for seed, method in enumerate(["copy", "insert"] * 2)
+    ]
+    counts = [json.loads(writer.output().splitlines()[-1]) for writer in writers]
     rows = [row for number in range(30) for row in conversation(number)]
     assert sum(written for written, *_ in counts) == len(rows)
     assert [counted[1:] for counted in counts] == [[0, 0]] * 4
@@ -206,7 +206,11 @@ def test_messages_go_with_the_partition_of_their_spans(pool: StoragePool, databa
     assert len(stored_messages(database_url)) == different(new) + different(kept)
 
 
-def test_what_comes_while_messages_go_is_found(pool: StoragePool, database_url: str) -> None:
+def test_what_comes_while_messages_go_is_found(
+    pool: StoragePool, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In vain, however often it is tried.
+    monkeypatch.setattr("observatory_storage.lifecycle.partitions._REMOVAL_ATTEMPTS", 2)
     start = retaining.NOW - 9 * retaining.DAY
     rows = conversation(1, start=start, calls=8)
     packs = f"message_packs_p{start:%Y%m%d}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import uuid
 from typing import Any
 
@@ -85,7 +86,7 @@ def test_usage_goes_down_and_comes_up_again(pool: StoragePool, database_url: str
     write_as_before(database_url, later)
 
     pool.run_migrations()
-    assert pool.maintain().usage.spans_added == len(rows) + len(later)
+    assert pool.maintain(ahead=dt.timedelta(hours=1)).usage.spans_added == len(rows) + len(later)
     assert_usage_exact(database_url, rows + later)
     assert read_back(pool, rows + later) == contents(rows + later)
 
@@ -99,7 +100,7 @@ def test_both_go_down_and_come_up_again_with_what_was_written_between(pool: Stor
     write_as_before(database_url, later)
     pool.run_migrations()
     assert count(database_url, "messages") == 0
-    pool.maintain()
+    pool.maintain(ahead=dt.timedelta(hours=1))
     assert_usage_exact(database_url, rows + later)
     assert read_back(pool, rows + later) == contents(rows + later)
     more = nested(8)
@@ -115,6 +116,6 @@ def test_an_older_writer_goes_on_beside_a_new_one(pool: StoragePool, database_ur
     # The first call of a trace by the one, those inside it by the other.
     write_as_before(database_url, older[:1])
     write(pool, newer + older[1:])
-    pool.maintain()
+    pool.maintain(ahead=dt.timedelta(hours=1))
     assert_usage_exact(database_url, older + newer)
     assert read_back(pool, older + newer) == contents(older + newer)

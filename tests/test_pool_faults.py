@@ -56,7 +56,7 @@ class RestartableServer:
 
 @pytest.fixture
 def private_server() -> Iterator[RestartableServer]:
-    with private_directory("own") as directory:
+    with private_directory("own", in_memory=True) as directory:
         server = RestartableServer(directory / "data")
         try:
             yield server
@@ -298,7 +298,7 @@ def test_redis_is_used_again_once_it_is_back(database_url: str, monkeypatch: pyt
 
 
 def test_a_pool_on_a_directory_brings_its_server_and_takes_it_along() -> None:
-    with private_directory("pool") as directory:
+    with private_directory("pool", in_memory=True) as directory:
         for expected in (0, 1):
             with StoragePool.embedded(directory / "data") as pool:
                 assert pool.run_migrations().is_current

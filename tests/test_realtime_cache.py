@@ -262,7 +262,9 @@ def _delete_by_unit_of_work(pool: StoragePool) -> None:
 
 
 def _delete_by_retention(pool: StoragePool) -> None:
-    report = pool.maintain(retention=[RetentionPolicy("traces", None, dt.timedelta(days=1))])
+    report = pool.maintain(
+        ahead=dt.timedelta(hours=1), retention=[RetentionPolicy("traces", None, dt.timedelta(days=1))]
+    )
     assert not report.problems
 
 
@@ -276,7 +278,7 @@ def test_usage_that_maintenance_adds_drops_its_traces(redis_pool: StoragePool) -
         session.execute(sa.text("UPDATE trace_spans SET repeats_usage = NULL"))
         session.commit()
     repository.get_by_id(row["trace_id"])
-    redis_pool.maintain()
+    redis_pool.maintain(ahead=dt.timedelta(hours=1))
     with redis_pool.session() as session:
         expected = TraceRepository(session).get_by_id(row["trace_id"])
     assert expected.input_tokens == 7
@@ -426,7 +428,7 @@ def test_maintenance_that_decides_what_counts_drops_the_trace(redis_pool: Storag
         connection.execute("TRUNCATE usage_rollups")
     repository = TraceRepository(redis_pool)
     assert repository.get_trace_by_id(b"t" * 16).trace.input_tokens == 14
-    assert redis_pool.maintain().usage.spans_added == 2
+    assert redis_pool.maintain(ahead=dt.timedelta(hours=1)).usage.spans_added == 2
     detail = repository.get_trace_by_id(b"t" * 16)
     assert detail.trace.input_tokens == 7
     assert sorted(one.counts_usage for one in detail.spans) == [False, True]

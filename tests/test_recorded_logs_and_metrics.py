@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,10 @@ import pytest
 from observatory_storage.otlp import Signal, decode, decode_logs, decode_metrics, decode_traces
 from observatory_storage.pool import StoragePool
 from observatory_storage.writers import LogWriter, MetricWriter, TraceWriter, WriteMethod, WriterConfig
+from tests.forked import Program
 from tests.otlp_requests import examples, json_format, logs_service, metrics_service, recorded, trace_service
 from tests.signals import LOG_TABLES, METRIC_TABLES, comparable, deadlocks, empty, stored_rows, write_logs, write_points
 
-ROOT = Path(__file__).parent.parent
 LOGS = recorded("*.logs.pb")
 METRICS = recorded("*.metrics.pb")
 REQUESTS = {
@@ -236,17 +234,11 @@ def test_four_processes_with_all_files_at_once_leave_what_one_does(pool: Storage
                 traces.write_spans(decode_traces(data).spans)
     once = comparable(stored_rows(database_url, *tables))
     empty(database_url, *tables, "trace_events")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", INGEST, database_url, method, str(seed), *map(str, paths)],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    programs = [
+        Program(INGEST, database_url, method, str(seed), *map(str, paths))
         for seed, method in enumerate(["copy", "insert", "copy", "insert"])
     ]
-    for process in processes:
-        _, err = process.communicate(timeout=180)
-        assert (process.returncode, err) == (0, "")
+    for program in programs:
+        assert program.output() == ""
     assert deadlocks(database_url) == 0
     assert comparable(stored_rows(database_url, *tables)) == once

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from observatory_storage.errors import RejectedRowError
 from observatory_storage.otlp import decode_traces
 from observatory_storage.pool import StoragePool
 from observatory_storage.writers import TraceWriter, WriteMethod, WriterConfig
+from tests.forked import Program
 from tests.telemetry import assert_summaries_exact, stored
 
 ROOT = Path(__file__).parent.parent
@@ -106,17 +105,11 @@ def test_four_processes_with_all_files_at_once_leave_what_one_does(pool: Storage
     once = stored(database_url)
     with psycopg.connect(database_url) as connection:
         connection.execute("TRUNCATE trace_spans, trace_events, traces, resources")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", INGEST, database_url, method, str(seed), *map(str, FILES)],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    programs = [
+        Program(INGEST, database_url, method, str(seed), *map(str, FILES))
         for seed, method in enumerate(["copy", "insert", "copy", "insert"])
     ]
-    for process in processes:
-        _, err = process.communicate(timeout=120)
-        assert (process.returncode, err) == (0, "")
+    for program in programs:
+        assert program.output() == ""
     assert stored(database_url) == once
     assert_summaries_exact(database_url)

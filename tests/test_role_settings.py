@@ -78,7 +78,7 @@ def test_what_a_roles_settings_say_changes_nothing_that_is_written(
 
 def test_what_a_roles_settings_say_changes_nothing_that_is_read(odd_pool: StoragePool, pool: StoragePool) -> None:
     write(pool)
-    assert not odd_pool.maintain().problems
+    assert not odd_pool.maintain(ahead=dt.timedelta(hours=1)).problems
     for project in ("copy", "insert"):
         logs = LogRepository(odd_pool)
         records = logs.list(LogFilters(project=project)).items

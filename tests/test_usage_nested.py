@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
@@ -22,7 +20,7 @@ from observatory_storage.usage.nesting import Node, find_repeats
 from observatory_storage.writers import TraceWriter, WriteMethod, WriterConfig
 from observatory_storage.writers.store import Stored
 from observatory_storage.writers.trace_store import TraceStore
-from tests.conftest import ROOT
+from tests.forked import Program
 from tests.usage_cases import Span, assert_usage_exact, make_tree, opened, stored_usage
 
 CLEAR = "TRUNCATE trace_spans, trace_events, traces, resources, usage_rollups"
@@ -175,25 +173,14 @@ def test_four_processes_at_once_while_parts_are_folded(
 ) -> None:
     from tests.usage_cases import BASE
 
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", WRITE, database_url, method, str(seed), BASE.isoformat()],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for seed, method in enumerate(methods)
+    programs = [
+        Program(WRITE, database_url, method, str(seed), BASE.isoformat()) for seed, method in enumerate(methods)
     ]
     upkeep = UsageUpkeep(pool, PartitionManager(pool))
     folded = 0
-    while any(process.poll() is None for process in processes):
+    while any(program.is_running() for program in programs):
         folded += upkeep.fold(at_once=7)
-    counts = []
-    for process in processes:
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        counts.append(json.loads(out))
+    counts = [json.loads(program.output()) for program in programs]
     trees = random.Random(9)
     finished = [span for _ in range(60) for span in make_tree(trees, trees.randrange(1, 14))]
     assert folded > 0

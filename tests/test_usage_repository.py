@@ -7,6 +7,7 @@ import itertools
 import math
 import random
 from collections import Counter
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -28,6 +29,7 @@ from observatory_storage.repositories import (
 )
 from observatory_storage.usage.buckets import MAX_RELATIVE_ERROR, bounds, bucket_of, representative
 from observatory_storage.writers import TraceWriter
+from tests.servers import Servers
 from tests.usage_cases import BASE, Span, expected_usage, make_tree
 
 HOUR = dt.timedelta(hours=1)
@@ -35,7 +37,7 @@ NAMES = ("project", "service", "provider", "model", "operation")
 COLUMNS = {"service": "service_name"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def spans() -> list[Span]:
     dice = random.Random(3)
     return [
@@ -45,13 +47,27 @@ def spans() -> list[Span]:
     ]
 
 
+@pytest.fixture(scope="module", params=["parts", "folded"])
+def usage(
+    request: pytest.FixtureRequest, servers: Servers, server_kind: str, spans: list[Span]
+) -> Iterator[UsageRepository]:
+    """The usage of a database that is only read."""
+    with servers.pool(server_kind) as pool:
+        yield usage_in(pool, spans, request.param)
+
+
 @pytest.fixture(params=["parts", "folded"])
-def usage(pool: StoragePool, spans: list[Span], request: pytest.FixtureRequest) -> UsageRepository:
+def own_usage(request: pytest.FixtureRequest, pool: StoragePool, spans: list[Span]) -> UsageRepository:
+    """The usage of the pool's database."""
+    return usage_in(pool, spans, request.param)
+
+
+def usage_in(pool: StoragePool, spans: list[Span], state: str) -> UsageRepository:
     with TraceWriter(pool) as writer:
         for place in range(0, len(spans), 40):
             writer.write_spans(spans[place : place + 40])
             writer.flush()
-    if request.param == "folded":
+    if state == "folded":
         assert UsageUpkeep(pool, PartitionManager(pool)).run().parts_folded > 0
     return UsageRepository(pool)
 
@@ -159,15 +175,15 @@ def test_percentiles_of_a_sum_of_histograms(parts: list[list[int]], fraction: fl
     assert abs(representative(bucket) - true) <= MAX_RELATIVE_ERROR * true * (1 + 1e-9)
 
 
-def test_top_users_and_sessions(usage: UsageRepository, pool: StoragePool, spans: list[Span]) -> None:
+def test_top_users_and_sessions(own_usage: UsageRepository, pool: StoragePool, spans: list[Span]) -> None:
     window: dict[str, Any] = {"start": BASE, "end": BASE + 4 * HOUR}
-    users = usage.get_top_users(TopUsageQuery(**window))
+    users = own_usage.get_top_users(TopUsageQuery(**window))
     assert sorted(user.name for user in users) == ["user-0", "user-1", "user-2"]
     assert [user.cost_usd for user in users] == sorted((user.cost_usd for user in users), reverse=True)
-    (total,) = usage.get_totals(UsageQuery(**window))
+    (total,) = own_usage.get_totals(UsageQuery(**window))
     assert sum(user.cost_usd for user in users) == total.cost_usd
     assert sum(user.total_tokens for user in users) == total.total_tokens
-    sessions = usage.get_top_sessions(TopUsageQuery(**window, order_by="total_tokens", limit=5))
+    sessions = own_usage.get_top_sessions(TopUsageQuery(**window, order_by="total_tokens", limit=5))
     assert len(sessions) == 5
     assert [one.total_tokens for one in sessions] == sorted((one.total_tokens for one in sessions), reverse=True)
     with pool.unit_of_work() as uow:
@@ -175,13 +191,13 @@ def test_top_users_and_sessions(usage: UsageRepository, pool: StoragePool, spans
         assert found == ()
 
 
-def test_usage_outlives_its_spans(usage: UsageRepository, pool: StoragePool) -> None:
+def test_usage_outlives_its_spans(own_usage: UsageRepository, pool: StoragePool) -> None:
     asked = UsageQuery(start=BASE, end=BASE + 4 * HOUR, group_by=("model",))
-    before = usage.get_totals(asked)
+    before = own_usage.get_totals(asked)
     with pool.unit_of_work() as uow:
         uow.traces.delete_before(dt.datetime.now(dt.UTC) + HOUR)
         uow.commit()
-    assert usage.get_totals(asked) == before
+    assert own_usage.get_totals(asked) == before
 
 
 def test_nothing_was_used(pool: StoragePool) -> None:

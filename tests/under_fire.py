@@ -16,6 +16,7 @@ import psycopg
 
 from observatory_storage.errors import WriteError
 from observatory_storage.writers import LogWriter, MetricWriter, TraceWriter
+from tests.forked import Program
 from tests.telemetry import NOW
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +25,7 @@ IMPATIENT = {"min_connections": 1, "max_connections": 3, "initial_delay_ms": 5, 
 
 
 def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start a program that knows the tests' modules; a warning ends it."""
+    """Start an interpreter with a program that knows the tests' modules; a warning ends it."""
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", code, *arguments],
         cwd=ROOT,
@@ -46,10 +47,10 @@ def in_processes(code: str, url: str, methods: Sequence[str], *arguments: str) -
 
     A program is given the database, its method, its number, the time of its rows, and what else there is.
     """
-    processes = [
-        run_python(code, url, method, str(seed), NOW.isoformat(), *arguments) for seed, method in enumerate(methods)
+    programs = [
+        Program(code, url, method, str(seed), NOW.isoformat(), *arguments) for seed, method in enumerate(methods)
     ]
-    return [json.loads(output_of(process)) for process in processes]
+    return [json.loads(program.output()) for program in programs]
 
 
 @contextmanager
