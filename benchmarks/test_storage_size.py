@@ -32,10 +32,7 @@ from tests.servers import database
 
 ONCE: Final = "messages stored once"
 COPIES: Final = "a copy in each span"
-# What must come out of a run that is long enough to be judged.
-MOST_BYTES: Final = 1 / 3
-LEAST_RATE: Final = 1.0
-MOST_LATENCY: Final = 1.3
+_ASKED: Final = 100_000
 
 # All that the store takes, whichever table it is in.
 _BYTES: Final = """
@@ -115,7 +112,7 @@ def test_storage_size(
     stores: dict[str, Store], rows: Repeated, size: Size, benchmark: Benchmark, report: Report, machine: str
 ) -> None:
     # 100,000 spans in a full run; each round has as many as a writer puts into one transaction.
-    wanted = 100_000 if size.rows >= 30_000 else size.rows * 2
+    wanted = _ASKED if size.rows >= 30_000 else size.rows * 2
     copies = max(3, round(wanted / len(rows)))
     at_once = max(1, 5_000 // len(rows))
     trace_ids: set[bytes] = set()
@@ -154,7 +151,6 @@ def test_storage_size(
         ),
         f"once to copies: bytes {share:.3f}, rate {rate:.2f}, p95 {latency:.2f}",
     )
-    if size.is_judged:
-        assert share <= MOST_BYTES
-        assert rate >= LEAST_RATE
-        assert latency <= MOST_LATENCY
+    asked = round(_ASKED / len(rows)) * len(rows)
+    for key, value in (("storage_bytes", share), ("storage_rate", rate), ("storage_latency", latency)):
+        report.measure(key, value, f"at {spans:,} spans", partial=spans < asked)
