@@ -23,8 +23,9 @@ _DESCRIPTION: Final = """\
 Run benchmarks and show their figures, each beside its baselines in the same run.
 
 They start a PostgreSQL of their own (extra "embedded"), or use the server of
-OBSERVATORY_TEST_DATABASE_URL. Without a size all suites take up to 25 minutes,
-with --quick under two; --full adds rounds, and 5,000,000 spans to growth.
+OBSERVATORY_TEST_DATABASE_URL. Without a size all suites take up to half an hour,
+with --quick some three minutes; --full adds rounds, and takes growth, retention
+and usage_rollups to 5,000,000 spans.
 """
 _EXAMPLES: Final = """\
 examples:
@@ -134,8 +135,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("suites", nargs="*", metavar="SUITE", help="which suites; all of them where none is named")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="fewer rows and rounds: all suites in under two minutes")
-    size.add_argument("--full", action="store_true", help="more rounds, and growth up to 5,000,000 spans")
+    size.add_argument("--quick", action="store_true", help="fewer rows and rounds: all suites in some three minutes")
+    size.add_argument("--full", action="store_true", help="more rounds, and three suites with 5,000,000 spans")
     size.add_argument("--smoke", action="store_true", help="a few rows: that it runs, no figure means anything")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures of this run")
     parser.add_argument(

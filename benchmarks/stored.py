@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import random
 import struct
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -29,6 +30,8 @@ from observatory_storage.writers import TraceWriter, WriteMethod, WriterConfig
 SPANS_A_DAY: Final = 250_000
 TEMPLATE_SPANS: Final = 10_000
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
+# Where the server's binary times begin.
+_EPOCH: Final = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _EMPTY: Final = "TRUNCATE trace_spans, trace_events, traces, resources"
 _SIGNATURE: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER: Final = b"\xff\xff"
@@ -46,6 +49,21 @@ class Copy:
     @classmethod
     def number(cls, place: int, seed: int, step_us: int, first_us: int = 0) -> Copy:
         return cls(random.Random(f"{seed}/{place}").getrandbits(128), first_us - place * step_us)
+
+    def of(self, rows: Sequence[SpanRow]) -> list[SpanRow]:
+        """Return the copies of rows."""
+        later = dt.timedelta(microseconds=self.later_us)
+        ids: dict[bytes, bytes] = {}
+        copies: list[SpanRow] = []
+        for row in rows:
+            key = _raw(row["trace_id"])
+            if key not in ids:
+                ids[key] = (int.from_bytes(key) ^ self.mask).to_bytes(16, "big")
+            start, end = row["start_time"], row["end_time"]
+            assert start is not None
+            assert end is not None
+            copies.append({**row, "trace_id": ids[key], "start_time": start + later, "end_time": end + later})
+        return copies
 
 
 @dataclass(frozen=True)
@@ -84,9 +102,9 @@ class _Encoded:
 
 
 class Template:
-    """Spans with events and summaries, of which copies are made."""
+    """Spans of one project with events and summaries, of which copies are made."""
 
-    def __init__(self, pool: StoragePool, spans: int = TEMPLATE_SPANS) -> None:
+    def __init__(self, pool: StoragePool, spans: int = TEMPLATE_SPANS, *, project: str = "default") -> None:
         # Whole traces alone, so that the copies' summaries say what their spans say: those that end first.
         source = SpanSource(seed=11, events=True).spans(spans + 1_000)
         ended = [row["trace_id"] for row in source if row.get("parent_span_id") is None]
@@ -97,7 +115,7 @@ class Template:
         with pool.raw_connection() as connection:
             connection.execute(_EMPTY)
             connection.commit()
-        write(pool, self.rows)
+        write(pool, self.rows, project)
         with pool.raw_connection() as connection:
             self.spans = _encoded(connection, "trace_spans", "trace_id", ("start_time", "end_time"))
             self.events = _encoded(connection, "trace_events", "trace_id", ("span_start_time", "timestamp"))
@@ -118,22 +136,31 @@ class Template:
             Copy.number(place, seed, step_us, int(23 * 3600e6))
             for place in range(already // len(self.rows), max(1, round(spans / len(self.rows))))
         ]
+        # Oldest first, as they came.
+        self.add(pool, copies[::-1])
+        settle(pool)
+        return copies
+
+    def add(self, pool: StoragePool, copies: Sequence[Copy]) -> None:
+        """Store copies, in this order, beside whatever is stored."""
         self._make_partitions(pool, copies)
         with pool.raw_connection() as connection:
-            if not already:
-                connection.execute("TRUNCATE resources")
-                into = sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(_RESOURCES)
-                _send(connection, into, iter([self._resources]))
+            connection.execute("CREATE TEMP TABLE given (LIKE resources) ON COMMIT DROP")
+            _send(connection, sql.SQL("COPY given FROM STDIN (FORMAT BINARY)").format(), iter([self._resources]))
+            connection.execute("INSERT INTO resources SELECT * FROM given ON CONFLICT DO NOTHING")
             for encoded in (self.spans, self.events, self.traces):
-                # Oldest first, as they came.
-                send(connection, encoded, copies[::-1])
+                send(connection, encoded, copies)
             connection.commit()
-            connection.autocommit = True
-            for table in ("trace_spans", "trace_events", "traces", "resources"):
-                connection.execute(f"VACUUM ANALYZE {table}".encode())
-            connection.autocommit = False
-            checkpoint(connection)
-        return copies
+
+    def started_from(self, moment: dt.datetime, copies: Sequence[Copy]) -> Counter[str]:
+        """Count the rows of these copies, by table, whose traces started at a moment or later."""
+        least = round((moment - _EPOCH) / _MICROSECOND)
+        rows = {one.table: Counter(key for key, _, _ in one.rows) for one in (self.spans, self.events, self.traces)}
+        found: Counter[str] = Counter()
+        for key, (start, *_), _ in self.traces.rows:
+            later = sum(start + copy.later_us >= least for copy in copies)
+            found.update({table: later * of_trace[key] for table, of_trace in rows.items()})
+        return found
 
     def trace_id(self, copies: Sequence[Copy], dice: random.Random) -> bytes:
         """Return the id of any stored trace."""
@@ -145,16 +172,7 @@ class Template:
         number = 0
         while len(rows) < count:
             copy = Copy.number(place * 1_000 + number, seed, 0, int(23.2 * 3600e6))
-            later = dt.timedelta(microseconds=copy.later_us)
-            ids: dict[bytes, bytes] = {}
-            for row in self.rows[: count - len(rows)]:
-                key = _raw(row["trace_id"])
-                if key not in ids:
-                    ids[key] = (int.from_bytes(key) ^ copy.mask).to_bytes(16, "big")
-                start, end = row["start_time"], row["end_time"]
-                assert start is not None
-                assert end is not None
-                rows.append({**row, "trace_id": ids[key], "start_time": start + later, "end_time": end + later})
+            rows += copy.of(self.rows[: count - len(rows)])
             number += 1
         return rows
 
@@ -171,9 +189,20 @@ class Template:
             assert not manager.ensure(table_of(model), sorted(days))
 
 
-def write(pool: StoragePool, spans: list[SpanRow]) -> None:
+def settle(pool: StoragePool) -> None:
+    """Vacuum, analyse and write to disk what was loaded."""
+    with pool.raw_connection() as connection:
+        connection.autocommit = True
+        for table in ("trace_spans", "trace_events", "traces", "resources"):
+            connection.execute(f"VACUUM ANALYZE {table}".encode())
+        connection.autocommit = False
+        checkpoint(connection)
+
+
+def write(pool: StoragePool, spans: Sequence[SpanRow], project: str = "default") -> None:
     """TraceWriter by COPY, 5,000 a batch, from rows to committed."""
-    with TraceWriter(pool, WriterConfig(method=WriteMethod.COPY, flush_interval_seconds=60)) as writer:
+    config = WriterConfig(method=WriteMethod.COPY, flush_interval_seconds=60, project=project)
+    with TraceWriter(pool, config) as writer:
         writer.write_spans(spans)
         writer.flush()
         assert writer.write_stats().rows_rejected == 0

@@ -22,7 +22,7 @@ class Target:
 
     @property
     def asked(self) -> str:
-        return f"{'≥' if self.is_least else '≤'} {self.bound:g}{self.unit}"
+        return f"{'≥' if self.is_least else '≤'} {self.bound:.3g}{self.unit}"
 
     def verdict(self, value: float, *, partial: bool) -> str:
         """Whether it is met; where less was measured than asked, only so far."""
@@ -90,6 +90,19 @@ TARGETS: Final = (
         2.0,
         " ×",
     ),
+    _least("usage_rollups", "usage_rollups", "usage by model over 30 days, from rollups against spans", 50.0, " ×"),
+    _least("retention_writers", "retention", "four writers beside retention, of their rate before it", 0.7),
+    # As much as a writer's: batches are bounded, so that memory may not follow what goes.
+    _most(
+        "maintainer_memory",
+        "retention",
+        "growth of the maintainer's memory while it removes what is expired",
+        50.0,
+        " MB",
+    ),
+    _most("storage_bytes", "storage_size", "bytes with messages stored once, of those with copies", 1 / 3),
+    _least("storage_rate", "storage_size", "spans/s with messages stored once, of those with copies", 1.0),
+    _most("storage_latency", "storage_size", "p95 of one trace with messages stored once, of that with copies", 1.3),
     _least(
         "late_indexes",
         "late_indexes",

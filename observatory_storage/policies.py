@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from observatory_storage.errors import ConfigurationError
 
-SIGNALS: Final = ("traces", "metrics", "logs")
+SIGNALS: Final = ("traces", "metrics", "logs", "usage")
+"""What policies are about; usage is the sums by the hour, which outlive the spans."""
 FOREVER: Final = dt.timedelta.max
 """Keeps what a policy is about, whatever the policy for all other projects says."""
 
@@ -19,7 +20,7 @@ TABLES: Final = {
     "metrics": ("metric_data_points",),
     "logs": ("logs",),
 }
-"""The partitioned tables of each signal."""
+"""The partitioned tables of each signal that has some."""
 
 WIDTHS: Final = ("hour", "day", "week", "month")
 DEFAULT_PARTITIONS: Final[Mapping[str, str]] = {
@@ -37,7 +38,9 @@ _KEEP: Final = re.compile(r"([0-9]{1,6})\s*([hdw])", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class RetentionPolicy:
-    """How long the telemetry of one signal is kept: `traces`, `metrics` or `logs`.
+    """How long the telemetry of one signal is kept: `traces`, `metrics`, `logs` or `usage`.
+
+    `usage` is what the model calls of an hour used; no policy about traces removes any of it.
 
     `project` None stands for every project that has no policy of its own for the signal. `keep` is an hour at
     least, or `FOREVER`. Raises ConfigurationError for anything else.
@@ -50,7 +53,7 @@ class RetentionPolicy:
     def __post_init__(self) -> None:
         problem = None
         if self.signal not in SIGNALS:
-            problem = f"the signal of a retention policy is {self.signal!r}; it may be traces, metrics or logs"
+            problem = f"the signal of a retention policy is {self.signal!r}; it may be traces, metrics, logs or usage"
         elif self.project is not None and not 1 <= len(self.project) <= 255:
             problem = "the project of a retention policy may be None or text of 1 to 255 characters"
         elif not (_SHORTEST <= self.keep <= _LONGEST or self.keep == FOREVER):

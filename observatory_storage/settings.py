@@ -114,8 +114,8 @@ SETTINGS: Final = (
     Setting("project", "text of 1 to 255 characters, in UTF-8 and without NUL", ("OBSERVATORY_PROJECT",)),
     Setting(
         "retention",
-        "policies as in traces=30d, logs=7d, traces:research=365d: a signal (traces, metrics or logs), a project "
-        "after a colon, and a number of h, d or w from 1h to 36525d, or forever; no two about the same",
+        "policies as in traces=30d, logs=7d, traces:research=365d: a signal (traces, metrics, logs or usage), a "
+        "project after a colon, and a number of h, d or w from 1h to 36525d, or forever; no two about the same",
         ("OBSERVATORY_RETENTION",),
     ),
     Setting(

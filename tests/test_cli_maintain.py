@@ -140,6 +140,22 @@ def test_what_is_expired_goes_and_is_said(database_url: str, pool: StoragePool) 
     assert f"{dry.json['retention']['bytes_left']:,} bytes of expired partitions freed" in done
 
 
+def test_expired_usage_goes_and_is_said(database_url: str, pool: StoragePool) -> None:
+    with TraceWriter(pool) as writer:
+        writer.write_spans([{**row, "counts_usage": True, "input_tokens": 5} for row in conversation(1)])
+    with psycopg.connect(database_url) as connection:
+        connection.execute("UPDATE usage_rollups SET hour = hour - interval '800 days'")
+        rows = connection.execute("SELECT count(*) FROM usage_rollups").fetchone()
+    assert rows is not None
+    said = f"{rows[0]} row{'s' if rows[0] > 1 else ''} of usage_rollups"
+    given = {"DATABASE_URL": database_url, "OBSERVATORY_RETENTION": "traces=30d, usage=730d"}
+    dry = invoke("maintain", "--dry-run", "--json", environment=given)
+    assert dry.json["retention"]["rows_left"] == {"usage_rollups": rows[0]}
+    assert f"{said} to go, expired" in invoke("maintain", "--dry-run", environment=given).stdout
+    assert "of usage_rollups gone, expired" in invoke("maintain", environment=given).stdout
+    assert invoke("maintain", "--json", environment=given).json["retention"]["rows_deleted"] == {}
+
+
 def test_a_wrong_policy_is_one_sentence(database_url: str) -> None:
     done = invoke("maintain", environment={"DATABASE_URL": database_url, "OBSERVATORY_RETENTION": "logs=3 days"})
     assert done.status != 0

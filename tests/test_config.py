@@ -222,7 +222,7 @@ class TestSources:
             "DB_POOL_MIN_CONNECTIONS": "2",
             "DB_POOL_MIN_SIZE": "2",
             "DB_RETRY_MAX_DELAY_MS": "700",
-            "OBSERVATORY_RETENTION": "traces=30d",
+            "OBSERVATORY_RETENTION": "traces=30d, usage=730d, usage:research=forever",
             "OBSERVATORY_PARTITIONS": "logs=day",
         }.get(name, "17")
         monkeypatch.setenv("DB_PASSWORD", "x")

@@ -35,6 +35,7 @@ WRONG_NUMBERS = {
     "OBSERVATORY_RETENTION": [
         "30d",
         "spans=30d",
+        "usage=30m",
         "logs=0h",
         "logs:=1d",
         "logs=1d, logs=2d",
@@ -42,7 +43,14 @@ WRONG_NUMBERS = {
         "=",
         "logs=-1d",
     ],
-    "OBSERVATORY_PARTITIONS": ["day", "traces=minute", "metrics=day, metric_data_points=hour", "spans=day", "=day"],
+    "OBSERVATORY_PARTITIONS": [
+        "day",
+        "traces=minute",
+        "metrics=day, metric_data_points=hour",
+        "spans=day",
+        "usage=day",
+        "=day",
+    ],
 }
 
 

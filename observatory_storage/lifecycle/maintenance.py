@@ -143,7 +143,8 @@ class _Work:
     def run(self, connection: psycopg.Connection[Any]) -> MaintenanceReport:
         due = self._due(connection)
         made, left, problems = self._make_partitions(due)
-        # Before retention, which takes spans whose usage may not be in the rollups yet.
+        # Before retention, which takes spans whose usage may not be in the rollups yet, and then what this adds to
+        # hours that are expired.
         usage = self.usage.run()
         problems += usage.problems
         retention = self.retention.run()
@@ -200,7 +201,7 @@ class _Work:
 
     def _longest_kept(self, table: Table) -> dt.timedelta:
         name = "trace_spans" if table.name in MESSAGE_TABLES else table.name
-        keep = {policy.project: policy.keep for policy in self.policies if name in TABLES[policy.signal]}
+        keep = {policy.project: policy.keep for policy in self.policies if name in TABLES.get(policy.signal, ())}
         return max(keep.values()) if None in keep else FOREVER
 
     def _make_partitions(self, due: Sequence[_Due]) -> tuple[list[str], list[str], list[str]]:

@@ -20,6 +20,7 @@ from observatory_storage.lifecycle.expiry import Borders, Progress, Removed, Rem
 from observatory_storage.lifecycle.metric_parents import prune_parents
 from observatory_storage.lifecycle.partitions import ConnectionSource, Partition, PartitionManager
 from observatory_storage.lifecycle.trace_retention import TraceRetention
+from observatory_storage.lifecycle.usage_retention import UsageRetention
 from observatory_storage.models import LogRecord, MetricDataPoint
 from observatory_storage.models.base import table_of
 from observatory_storage.policies import RetentionPolicy
@@ -29,7 +30,7 @@ _log = logging.getLogger(__name__)
 _CONTENTION: Final = ("55P03", "40P01")
 
 BATCH_SIZE: Final = 1000
-"""Traces, with their spans and events, that go in one transaction."""
+"""Traces, with their spans and events, or parts of usage that go in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class Retention:
         if not self._policies:
             return RetentionReport()
         moment = self._remover.clock() if now is None else now
-        work = {"traces": self._traces, "metrics": self._metrics, "logs": self._logs}
+        work = {"traces": self._traces, "metrics": self._metrics, "logs": self._logs, "usage": self._usage}
         for signal, apply in work.items():
             terms = Terms(self._policies, signal, moment)
             if not terms.cutoffs:
@@ -113,6 +114,13 @@ class Retention:
 
     def _logs(self, terms: Terms, removed: Removed, dry_run: bool) -> None:
         self._table(table_of(LogRecord), terms, statements.PROJECTS, removed, dry_run)
+
+    def _usage(self, terms: Terms, removed: Removed, dry_run: bool) -> None:
+        usage = UsageRetention(self._remover, terms, self._batch_size, self._on_progress)
+        if dry_run:
+            usage.preview(removed)
+        else:
+            usage.run(removed)
 
     def _table(
         self,

@@ -175,4 +175,24 @@ DELETE FROM metrics AS m WHERE m.id = ANY(%(ids)s::uuid[])
   AND (SELECT true FROM metric_series AS s WHERE s.metric_id = m.id LIMIT 1) IS NULL
   AND (SELECT true FROM metric_data_points AS p WHERE p.metric_id = m.id LIMIT 1) IS NULL
 """
+# Each combination of dimensions with rollups before a time, and the first hour that it has.
+KEYS_OF_USAGE: Final = """
+SELECT u.key_id, min(u.project), min(u.hour) FROM usage_rollups AS u
+WHERE u.hour < %(horizon)s GROUP BY u.key_id ORDER BY u.key_id
+"""
+COUNT_USAGE: Final = """
+SELECT count(*) FROM usage_rollups AS u
+JOIN unnest(%(key_ids)s::uuid[], %(borders)s::timestamptz[]) AS given (key_id, border)
+  ON given.key_id = u.key_id AND u.hour < given.border
+"""
+# Delete the first expired parts of one combination that nobody folds.
+DELETE_USAGE: Final = """
+WITH expired AS MATERIALIZED (
+    SELECT u.key_id, u.hour, u.part FROM usage_rollups AS u
+    WHERE u.key_id = %(key_id)s AND u.hour < %(border)s
+    ORDER BY u.key_id, u.hour, u.part LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+DELETE FROM usage_rollups AS u USING expired
+WHERE u.key_id = %(key_id)s AND u.key_id = expired.key_id AND u.hour = expired.hour AND u.part = expired.part
+"""
 PROJECTS_OF_METRICS: Final = "SELECT DISTINCT project FROM metrics ORDER BY project"

@@ -96,7 +96,9 @@ class TraceRetention:
                 break
         self._sweep(removed)
         self._drop_events(removed)
+        self._on_progress("messages", 0, 1)
         self._messages.run(removed)
+        self._on_progress("messages", 1, 1)
 
     def _planned(self) -> list[Partition]:
         """Return the partitions of spans in which every project's policy lets all spans go."""
@@ -226,7 +228,9 @@ class TraceRetention:
 
     def _drop_events(self, removed: Removed) -> None:
         self._events = Borders(self._manager, self._events.table, self._terms, SETTLE)
-        for partition in self._events.due():
+        due = self._events.due()
+        for place, partition in enumerate(due):
+            self._on_progress("partitions of events to drop", place, len(due))
             if self._is_needed(partition):
                 if not self._has_spans(partition):
                     self._sweep_events(
@@ -250,6 +254,8 @@ class TraceRetention:
                 removed.bytes += size
             elif not refused:
                 removed.left.append(partition.name)
+        if due:
+            self._on_progress("partitions of events to drop", len(due), len(due))
 
     def _is_needed(self, partition: Partition) -> bool:
         with self._remover.connection() as connection:
@@ -275,7 +281,9 @@ class TraceRetention:
         """
         self._spans = Borders(self._manager, self._spans.table, self._terms, SETTLE)
         self._events = Borders(self._manager, self._events.table, self._terms, SETTLE)
-        for partition in self._spans.due():
+        due = self._spans.due()
+        for place, partition in enumerate(due):
+            self._on_progress("spans without a trace", place, len(due))
             given = self._spans.agreeing(self._remover.projects(partition.name), partition)
             if not given or partition.name in removed.left:
                 continue
@@ -285,6 +293,8 @@ class TraceRetention:
             removed.rows[self._spans.table.name] += self._remover.in_blocks(
                 partition.name, statements.DELETE_ORPHANED, self._spans.column, given
             )
+        if due:
+            self._on_progress("spans without a trace", len(due), len(due))
 
     def _sweep_events(self, partition: Partition, projects: Sequence[str], removed: Removed) -> None:
         given = self._events.agreeing(projects, partition)
