@@ -16,12 +16,21 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 import psycopg
 import pytest
-from sqlalchemy import Select
+from sqlalchemy import Select, select
 from sqlalchemy.sql.dml import Delete
 
 from observatory_storage.lifecycle import retention_sql
 from observatory_storage.migrations import VERSION_TABLE
-from observatory_storage.repositories import SpanFilters, TraceFilters, TraceStats, UsageRow, content, content_search
+from observatory_storage.models import Trace
+from observatory_storage.repositories import (
+    SpanFilters,
+    TraceFilters,
+    TraceStats,
+    UsageRow,
+    content,
+    content_search,
+    name_search,
+)
 from observatory_storage.repositories import trace_deletion as deletion
 from observatory_storage.repositories import trace_statements as statements
 from observatory_storage.repositories.cursor import SpanCursor, TraceCursor
@@ -71,6 +80,7 @@ UNDATED = TraceFilters(status="error", has_error=False, cursor=TraceCursor(None,
 EVERY_SPAN_FILTER = SpanFilters(
     **ALL, operation="chat", environment="prod", cursor=SpanCursor(at(), KEY, span_id(1)).encode()
 )
+NAMES = name_search.Names([("default", "chat"), ("default", "chat" * 64)])
 OLD, DATED = deletion.Expired(at(), "default"), deletion.Place(dated=True, start_time=at(), id=KEY)
 
 EXAMPLES: list[tuple[str, Select[*tuple[Any, ...]] | Delete]] = [
@@ -89,6 +99,12 @@ EXAMPLES: list[tuple[str, Select[*tuple[Any, ...]] | Delete]] = [
     ("list_traces", statements.list_traces(UNDATED)),
     ("list_traces", statements.list_traces(UNDATED, undated=1)),
     ("list_traces", statements.list_traces(TraceFilters(offset=1))),
+    ("list_traces", statements.list_traces(EVERY_FILTER, names=NAMES)),
+    ("list_traces", statements.list_traces(UNDATED.model_copy(update={"name": "chat"}), names=NAMES, undated=1)),
+    ("matching_names", name_search.matching_names(of_project=True)),
+    ("matching_names", name_search.matching_names(of_project=False)),
+    ("newest_of_each", name_search.newest_of_each(NAMES, "chat", select(Trace.id, Trace.start_time))),
+    ("is_distributed", name_search.is_distributed()),
     ("count_spans_of_model", statements.count_spans_of_model(EVERY_FILTER, 5)),
     ("trace_totals", statements.trace_totals(EVERY_FILTER)),
     ("trace_totals", statements.trace_totals(TraceFilters())),
@@ -339,7 +355,16 @@ def test_errors_are_found_by_their_index_whatever_the_parameters(connection: Con
 
 def test_each_statement_of_the_repositories_is_listed() -> None:
     listed = {name for name, _ in EXAMPLES}
-    for module in (statements, deletion, content, content_search, *LOG_MODULES, *METRIC_MODULES, *USAGE_MODULES):
+    for module in (
+        statements,
+        deletion,
+        content,
+        content_search,
+        name_search,
+        *LOG_MODULES,
+        *METRIC_MODULES,
+        *USAGE_MODULES,
+    ):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__ != module.__name__ or name.startswith("_"):
                 continue

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Integer, Text, func, literal_column, or_, select
+from sqlalchemy.orm import InstrumentedAttribute
 
 from observatory_storage.models import Trace, TraceSpan
 from observatory_storage.repositories.filters import SpanFilters, TraceFilters
@@ -71,6 +72,17 @@ def model_conditions(filters: TraceFilters) -> list[ColumnElement[bool]]:
     return conditions
 
 
+def contains_text(column: ColumnElement[Any] | InstrumentedAttribute[Any], text: str) -> ColumnElement[bool]:
+    """Return that a column contains a text in any case."""
+    return column.ilike(pattern_of(text), escape="\\")
+
+
+def pattern_of(text: str) -> str:
+    """Return the pattern of texts that contain a text, with a backslash before what would mean something else."""
+    escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return f"%{escaped}%"
+
+
 def _common_conditions(
     table: type[Trace | TraceSpan], filters: TraceFilters | SpanFilters
 ) -> list[ColumnElement[bool]]:
@@ -96,10 +108,5 @@ def _common_conditions(
     if filters.attributes is not None:
         conditions.append(table.attributes.contains(filters.attributes))
     if filters.name is not None:
-        conditions.append(table.name.ilike(_containing(filters.name), escape="\\"))
+        conditions.append(contains_text(table.name, filters.name))
     return conditions
-
-
-def _containing(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    return f"%{escaped}%"

@@ -30,6 +30,7 @@ from observatory_storage.repositories.filter_model import (
 )
 from observatory_storage.repositories.filters import PageOptions, SearchOptions, SpanFilters, TraceFilters
 from observatory_storage.repositories.log_results import SnippetStyle, style_problems
+from observatory_storage.repositories.name_search import find_names
 from observatory_storage.repositories.reading import Reader
 from observatory_storage.repositories.results import (
     ContentMatch,
@@ -116,13 +117,15 @@ class TraceRepository(Reader):
         """
         filters = filters_or_all(TraceFilters, filters)
         with self._reading() as session:
-            statement = statements.list_traces(
-                filters, by_span_index=_has_few_spans(session, filters), include_content=include_content
-            )
+            few = _has_few_spans(session, filters)
+            names = None if few else find_names(session, filters)
+            if names is not None and not names.found:
+                return Page(())
+            statement = statements.list_traces(filters, by_span_index=few, names=names, include_content=include_content)
             found = [*session.execute(statement).scalars()]
             missing = filters.limit + 1 - len(found)
             if missing and _may_go_on_undated(filters):
-                rest = statements.list_traces(filters, undated=missing, include_content=include_content)
+                rest = statements.list_traces(filters, names=names, undated=missing, include_content=include_content)
                 found += session.execute(rest).scalars()
         return _page(found, filters.limit, lambda last: TraceCursor(last.start_time, last.id))
 
@@ -139,7 +142,11 @@ class TraceRepository(Reader):
         return self.list(TraceFilters(has_error=True, **options))
 
     def search_traces(self, text: str, **options: Unpack[SearchOptions]) -> Page[Trace]:
-        """Return a page of the traces whose root span's name contains a text in any case, as `list` does."""
+        """Return a page of the traces whose root span's name contains a text in any case, as `list` does.
+
+        Goes by the different names of traces. Where there are more than 1,000 it reads traces instead, the newest
+        first until the page is full: give a time range there.
+        """
         return self.list(TraceFilters(name=check_given("text", text), **options))
 
     def search_content(

@@ -10,7 +10,7 @@ import datetime as dt
 import uuid
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 from sqlalchemy import (
     ARRAY,
@@ -44,11 +44,14 @@ from observatory_storage.repositories.conditions import (
 )
 from observatory_storage.repositories.cursor import SpanCursor
 from observatory_storage.repositories.filters import SpanFilters, TraceFilters
+from observatory_storage.repositories.name_search import Names, newest_of_each
 from observatory_storage.repositories.results import TraceTimes
 
 _Number = TypeVar("_Number", int, Decimal)
+_Columns = TypeVarTuple("_Columns")
 
 _TRACE_CONTENT: Final = (Trace.attributes,)
+_NEWEST_FIRST: Final = (Trace.start_time.desc().nulls_last(), Trace.id.desc())
 _SPAN_CONTENT: Final = (TraceSpan.input, TraceSpan.output, TraceSpan.attributes, TraceSpan.content_refs)
 
 
@@ -139,15 +142,40 @@ def usage_of_trace(trace_id: uuid.UUID, times: TraceTimes) -> Select[*tuple[Any,
 
 
 def list_traces(
-    filters: TraceFilters, *, by_span_index: bool = False, undated: int | None = None, include_content: bool = False
+    filters: TraceFilters,
+    *,
+    by_span_index: bool = False,
+    names: Names | None = None,
+    undated: int | None = None,
+    include_content: bool = False,
 ) -> Select[Trace]:
     """Select a page of traces and one more: newest first, those without a start last.
 
     After a cursor that has a start only traces with a start are selected, because no index gives both with
     one condition; `undated` then asks for so many of the rest. With `by_span_index` the spans of the model are
-    found first, by their index, and not trace by trace: right where they are few.
+    found first, by their index, and not trace by trace: right where they are few. With `names` the page is taken
+    from the newest traces of each of them, which hold what `filters.name` asks for.
     """
-    statement = select(Trace).where(*trace_conditions(filters, by_span_index=by_span_index))
+    limit = filters.limit + 1 if undated is None else undated
+    if names is None or filters.name is None:
+        statement = _newest_first(select(Trace), filters, by_span_index=by_span_index, undated=undated)
+        statement = statement.limit(limit).offset(filters.offset or None)
+    else:
+        unnamed = filters.model_copy(update={"name": None})
+        newest = _newest_first(
+            select(Trace.id, Trace.start_time), unnamed, by_span_index=by_span_index, undated=undated
+        ).limit(_written_out(limit + filters.offset))
+        page = newest_of_each(names, filters.name, newest).limit(_written_out(limit)).offset(filters.offset or None)
+        statement = select(Trace).where(Trace.id.in_(page.correlate(None))).order_by(*_NEWEST_FIRST)
+    if not include_content:
+        statement = statement.options(*(defer(column) for column in _TRACE_CONTENT))
+    return statement
+
+
+def _newest_first(
+    statement: Select[*_Columns], filters: TraceFilters, *, by_span_index: bool, undated: int | None
+) -> Select[*_Columns]:
+    statement = statement.where(*trace_conditions(filters, by_span_index=by_span_index))
     after = filters.after
     if undated is not None:
         statement = statement.where(Trace.start_time.is_(None))
@@ -155,10 +183,12 @@ def list_traces(
         statement = statement.where(_before_in_time(after.start_time, after.id))
     elif after is not None and after.start_time is None:
         statement = statement.where(Trace.start_time.is_(None), Trace.id < after.id)
-    statement = statement.order_by(Trace.start_time.desc().nulls_last(), Trace.id.desc())
-    if not include_content:
-        statement = statement.options(*(defer(column) for column in _TRACE_CONTENT))
-    return statement.limit(filters.limit + 1 if undated is None else undated).offset(filters.offset or None)
+    return statement.order_by(*_NEWEST_FIRST)
+
+
+def _written_out(number: int) -> ColumnElement[int]:
+    # Of a limit that is a parameter a plan for all parameters thinks as a tenth of all rows.
+    return literal_column(str(number), Integer)
 
 
 def count_spans_of_model(filters: TraceFilters, at_most: int) -> Select[int]:
