@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from observatory_storage.pool import StoragePool
 from observatory_storage.writers import LogWriter, MetricWriter, TraceWriter, WriteMethod, WriterConfig
 from tests.otlp_requests import examples, json_format, logs_service, metrics_service, recorded, trace_service
 from tests.signals import LOG_TABLES, METRIC_TABLES, comparable, deadlocks, empty, stored_rows, write_logs, write_points
+from tests.under_fire import output_of, run_python
 
 ROOT = Path(__file__).parent.parent
 LOGS = recorded("*.logs.pb")
@@ -237,16 +236,9 @@ def test_four_processes_with_all_files_at_once_leave_what_one_does(pool: Storage
     once = comparable(stored_rows(database_url, *tables))
     empty(database_url, *tables, "trace_events")
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", INGEST, database_url, method, str(seed), *map(str, paths)],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        run_python(INGEST, database_url, method, str(seed), *map(str, paths))
         for seed, method in enumerate(["copy", "insert", "copy", "insert"])
     ]
-    for process in processes:
-        _, err = process.communicate(timeout=180)
-        assert (process.returncode, err) == (0, "")
+    assert [output_of(process) for process in processes] == [""] * 4
     assert deadlocks(database_url) == 0
     assert comparable(stored_rows(database_url, *tables)) == once

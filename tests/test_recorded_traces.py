@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from observatory_storage.otlp import decode_traces
 from observatory_storage.pool import StoragePool
 from observatory_storage.writers import TraceWriter, WriteMethod, WriterConfig
 from tests.telemetry import assert_summaries_exact, stored
+from tests.under_fire import output_of, run_python
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("OBSERVATORY_SHARED_DATA") or ROOT.parent / "shared" / "data")
@@ -107,16 +106,9 @@ def test_four_processes_with_all_files_at_once_leave_what_one_does(pool: Storage
     with psycopg.connect(database_url) as connection:
         connection.execute("TRUNCATE trace_spans, trace_events, traces, resources")
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", INGEST, database_url, method, str(seed), *map(str, FILES)],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        run_python(INGEST, database_url, method, str(seed), *map(str, FILES))
         for seed, method in enumerate(["copy", "insert", "copy", "insert"])
     ]
-    for process in processes:
-        _, err = process.communicate(timeout=120)
-        assert (process.returncode, err) == (0, "")
+    assert [output_of(process) for process in processes] == [""] * 4
     assert stored(database_url) == once
     assert_summaries_exact(database_url)
