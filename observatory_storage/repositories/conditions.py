@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Final
 
 from sqlalchemy import ColumnElement, Integer, Text, func, literal_column, or_, select
+from sqlalchemy.orm import InstrumentedAttribute
 
 from observatory_storage.models import Trace, TraceSpan
 from observatory_storage.repositories.filters import SpanFilters, TraceFilters
 
+from observatory_storage.repositories.results import TraceTimes
 # Written out and not as parameters, so that every plan can prove the partial index on errors.
 _ERROR: Final = literal_column("'error'", Text)
 # A trace that only log events name has neither; it is there to be locked, and nothing to be read.
@@ -17,6 +20,16 @@ HAS_ERROR: Final = or_(Trace.status == _ERROR, Trace.error_count > literal_colum
 
 
 def trace_conditions(filters: TraceFilters, *, by_span_index: bool) -> list[ColumnElement[bool]]:
+def within(column: InstrumentedAttribute[dt.datetime], times: TraceTimes) -> list[ColumnElement[bool]]:
+    """Return that a span's start lies within the times of traces; a bound that they lack is left out."""
+    conditions: list[ColumnElement[bool]] = []
+    if times.start_time is not None:
+        conditions.append(column >= times.start_time)
+    if times.end_time is not None:
+        conditions.append(column <= times.end_time)
+    return conditions
+
+
     """Return what a trace must fulfil; `by_span_index` finds the spans of the model before their traces."""
     conditions = [*_common_conditions(Trace, filters), _IS_KNOWN]
     if filters.has_error is not None:
