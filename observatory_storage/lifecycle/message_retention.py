@@ -57,22 +57,14 @@ class MessageRetention:
         bounds = _times_of(partition, spans)
         if self._remover.fetch(statements.HAS_SPANS, bounds)[0][0]:
             return
-        size = self._remover.size(table, [partition.name])
-        refused: list[str] = []
 
         def is_free(connection: psycopg.Connection[Any]) -> bool:
             # Nobody can store messages of this period now: what refers to them is committed, and seen here.
             queries = (statements.HAS_SPANS, statements.HAS_PACKS)[: 1 + (table is _TABLES[-1])]
             rows = [connection.execute(query, bounds).fetchone() for query in queries]
-            if any(row is None or row[0] for row in rows):
-                refused.append(partition.name)
-            return not refused
+            return not any(row is None or row[0] for row in rows)
 
-        if self._manager.drop(table, partition.name, only_if=is_free):
-            removed.partitions.append(partition.name)
-            removed.bytes += size
-        elif not refused:
-            removed.left.append(partition.name)
+        self._remover.drop(table, partition, is_free, removed)
 
     def _clear_default(self, removed: Removed) -> None:
         """Delete expired packs that no trace uses any more, and then what tells where their messages were."""
