@@ -30,8 +30,9 @@ def packs_by_id(periods: Sequence[dt.datetime], ids: Sequence[int]) -> Select[in
 def restore_content(session: Session, spans: Iterable[TraceSpan]) -> None:
     """Give spans the messages that they refer to, by one statement where any does; the spans were just read.
 
-    Spans of one conversation share the objects of its messages. A message that was taken out of the store by
-    somebody else is null.
+    Their `content_refs` are None from then on, which tells them from spans whose content is still elsewhere. Spans of
+    one conversation share the objects of its messages. A message that was taken out of the store by somebody else is
+    null.
     """
     referring = [span for span in spans if span.content_refs]
     if not referring:
@@ -72,3 +73,4 @@ def _restore(span: TraceSpan, packs: Mapping[int, Any]) -> None:
         stored = getattr(span, _COLUMNS[part])
         restored = {**stored, "messages": messages} if isinstance(stored, dict) else messages
         set_committed_value(span, _COLUMNS[part], restored)
+    set_committed_value(span, "content_refs", None)

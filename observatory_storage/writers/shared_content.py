@@ -67,6 +67,8 @@ class SharedContent:
     def __init__(self) -> None:
         self.spans: dict[int, SpanContent] = {}
         self.bodies: dict[bytes, Body] = {}
+            # What logs filled in they may fill in anew, in the span's own columns.
+            has_messages = has_messages and not (row.get("input_from_logs") or row.get("output_from_logs"))
 
     @classmethod
     def of_rows(cls, rows: Sequence[GivenRow], projects: Sequence[str]) -> SharedContent:
