@@ -63,7 +63,7 @@ ALL: dict[str, Any] = {
     "provider": "openai",
     "user_id": "u",
     "session_id": "s",
-    "attributes": {"k": 1},
+    "attributes": {"k": 1, "gen_ai.tool.definitions": [], "llm.tools.1.tool.json_schema": "{}"},
     "name": "chat",
 }
 EVERY_FILTER = TraceFilters(**ALL, status="ok", has_error=True, cursor=TraceCursor(at(), KEY).encode())
