@@ -159,6 +159,7 @@ RETURNS: dict[str, tuple[str, ...]] = {
     "lifecycle.retention_sql.HAS_SPANS": ("boolean",),
     "lifecycle.retention_sql.HAS_PACKS": ("boolean",),
     "lifecycle.retention_sql.HAS_OTHER_PROJECTS": ("boolean",),
+    "lifecycle.retention_sql.HAS_LATER_USES": ("boolean",),
     "lifecycle.retention_sql.EVENT_PROJECTS": ("text",),
     "lifecycle.retention_sql.NEXT_SERIES": ("uuid", "uuid"),
     "lifecycle.retention_sql.DELETE_SERIES": (),
