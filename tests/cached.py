@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 from observatory_storage import TraceWriter
@@ -10,6 +12,8 @@ from observatory_storage.pool import StoragePool
 from observatory_storage.realtime import ReadCache
 
 Row = dict[str, Any]
+TIMEOUT = 0.2
+"""How long the cache of a pool that `pool_on` makes waits for Redis, in seconds."""
 
 
 def write(pool: StoragePool, rows: list[Row]) -> None:
@@ -28,3 +32,15 @@ def key_of(pool: StoragePool, trace_id: bytes, kind: bytes) -> bytes:
 def cache_of(pool: StoragePool) -> ReadCache:
     assert pool.cache is not None
     return pool.cache
+
+
+def pool_on(database_url: str, redis_url: str, **more: Any) -> StoragePool:
+    settings: dict[str, Any] = {"redis_cache_timeout_seconds": TIMEOUT, "min_connections": 1, "max_connections": 10}
+    return StoragePool.from_url(database_url, redis_url=redis_url, **settings, **more)
+
+
+def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

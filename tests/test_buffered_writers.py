@@ -147,6 +147,29 @@ def test_the_interpreters_end_writes_what_is_buffered(database_url: str) -> None
         assert_stored(database_url, signal, 7)
 
 
+def test_the_interpreters_end_says_what_is_lost_and_why(database_url: str) -> None:
+    code = (
+        "import sys\n"
+        "from observatory_storage.pool import StoragePool\n"
+        "from observatory_storage.writers import WriterConfig\n"
+        "from tests.test_buffered_writers import SIGNALS\n"
+        "pool = StoragePool.from_url(sys.argv[1], min_connections=1, max_connections=3)\n"
+        "writers = {}\n"
+        "for name, signal in SIGNALS.items():\n"
+        "    writers[name] = signal.writer(pool, WriterConfig(flush_interval_seconds=3600))\n"
+        "    signal.write(writers[name], signal.make(7, 1))\n"
+        "writers['traces']._store.store = lambda *given: 1 / 0\n"
+        "writers['logs'].flush = lambda: {}['nothing']\n"
+    )
+    process = run_python(code, database_url)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "at interpreter exit 7 rows of a TraceWriter are lost: ZeroDivisionError('division by zero')" in said
+    assert "at interpreter exit 7 rows of a LogWriter are lost: KeyError('nothing')" in said
+    assert said.count("Traceback") >= 2
+    assert [count(database_url, signal.table) for signal in SIGNALS.values()] == [0, 0, 7]
+
+
 def test_a_forked_child_has_an_empty_writer_of_its_own(signal: Signal, pool: StoragePool, database_url: str) -> None:
     with signal.writer(pool, WriterConfig(flush_interval_seconds=3600)) as writer:
         signal.write(writer, signal.make(4, 1))

@@ -8,7 +8,7 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any
@@ -20,6 +20,7 @@ from observatory_storage.errors import ConfigurationError, InvalidFilterError, U
 from observatory_storage.models import LogRecord
 from observatory_storage.pool import StoragePool
 from observatory_storage.realtime import EventTail, LogEvent, PointEvent, SpanEvent, TailFilters
+from tests.cached import until
 from tests.command_line import environment, invoke, program
 from tests.servers import RedisProcess
 from tests.telemetry import make_spans
@@ -42,13 +43,6 @@ def write_spans(pool: StoragePool, rows: list[Row], **config: Any) -> TraceWrite
 def write_logs(pool: StoragePool, bodies: list[str], **more: Any) -> None:
     with LogWriter(pool) as writer:
         writer.write_logs([{"timestamp": NOW, "body": body, **more} for body in bodies])
-
-
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.every_redis

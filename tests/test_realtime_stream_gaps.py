@@ -6,7 +6,6 @@ import base64
 import datetime as dt
 import itertools
 import time
-from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -37,13 +36,6 @@ def write_logs(pool: StoragePool, bodies: list[str], **more: Any) -> None:
 
 def bodies_of(events: list[Event]) -> list[str | None]:
     return [event.body for event in events if isinstance(event, LogEvent)]
-
-
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def client_of(pool: StoragePool) -> redis.Redis:

@@ -72,7 +72,7 @@ ALL: dict[str, Any] = {
     "provider": "openai",
     "user_id": "u",
     "session_id": "s",
-    "attributes": {"k": 1},
+    "attributes": {"k": 1, "gen_ai.tool.definitions": [], "llm.tools.1.tool.json_schema": "{}"},
     "name": "chat",
 }
 EVERY_FILTER = TraceFilters(**ALL, status="ok", has_error=True, cursor=TraceCursor(at(), KEY).encode())
@@ -175,6 +175,7 @@ RETURNS: dict[str, tuple[str, ...]] = {
     "lifecycle.retention_sql.HAS_SPANS": ("boolean",),
     "lifecycle.retention_sql.HAS_PACKS": ("boolean",),
     "lifecycle.retention_sql.HAS_OTHER_PROJECTS": ("boolean",),
+    "lifecycle.retention_sql.HAS_LATER_USES": ("boolean",),
     "lifecycle.retention_sql.EVENT_PROJECTS": ("text",),
     "lifecycle.retention_sql.NEXT_SERIES": ("uuid", "uuid"),
     "lifecycle.retention_sql.DELETE_SERIES": (),

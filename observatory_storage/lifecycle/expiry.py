@@ -209,6 +209,25 @@ class Remover:
                 first += step
         return deleted
 
+    def drop(
+        self, table: Table, partition: Partition, is_free: Callable[[psycopg.Connection[Any]], bool], removed: Removed
+    ) -> bool:
+        """Drop a partition that is free still when nobody can read or write it; tells whether it was not."""
+        size = self.size(table, [partition.name])
+        refused = False
+
+        def only_if(connection: psycopg.Connection[Any]) -> bool:
+            nonlocal refused
+            refused = not is_free(connection)
+            return not refused
+
+        if self.manager.drop(table, partition.name, only_if=only_if):
+            removed.partitions.append(partition.name)
+            removed.bytes += size
+        elif not refused:
+            removed.left.append(partition.name)
+        return refused
+
     def size(self, table: Table, names: Sequence[str]) -> int:
         """Return the bytes that partitions take, with indexes and TOAST."""
         return sum(size.total_bytes for size in self.manager.sizes(table) if size.partition.name in names)

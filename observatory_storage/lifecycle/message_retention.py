@@ -1,7 +1,8 @@
 """Retention of messages: they go with the partition of the spans that refer to them.
 
 Spans refer to messages of their own period alone, so a partition of messages is dropped when it is expired and there is
-no span within its times. What nobody refers to any more, because its spans were deleted, stays until then.
+no span within its times, nor a later trace that uses it: that happens where partitions were removed, and made anew with
+another width, while a writer lived. What nobody refers to any more, because its spans were deleted, stays until then.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from observatory_storage.models.base import table_of
 # Where messages are is told before their packs go, so that no writer takes one for stored that is not. Who uses a pack
 # is known until it is gone: what a writer remembers of uses, it remembers as long as there is the pack.
 _TABLES: Final = tuple(table_of(model) for model in (Message, MessagePack, MessageUse))
+# Who may still refer to the messages of a partition.
+_USED: Final = (statements.HAS_SPANS, statements.HAS_LATER_USES)
 # No period is longer.
 _LONGEST: Final = dt.timedelta(days=31)
 
@@ -55,24 +58,16 @@ class MessageRetention:
 
     def _drop(self, table: Table, partition: Partition, spans: Sequence[Partition], removed: Removed) -> None:
         bounds = _times_of(partition, spans)
-        if self._remover.fetch(statements.HAS_SPANS, bounds)[0][0]:
+        if any(self._remover.fetch(query, bounds)[0][0] for query in _USED):
             return
-        size = self._remover.size(table, [partition.name])
-        refused: list[str] = []
 
         def is_free(connection: psycopg.Connection[Any]) -> bool:
             # Nobody can store messages of this period now: what refers to them is committed, and seen here.
-            queries = (statements.HAS_SPANS, statements.HAS_PACKS)[: 1 + (table is _TABLES[-1])]
+            queries = (*_USED, statements.HAS_PACKS) if table is _TABLES[-1] else _USED
             rows = [connection.execute(query, bounds).fetchone() for query in queries]
-            if any(row is None or row[0] for row in rows):
-                refused.append(partition.name)
-            return not refused
+            return not any(row is None or row[0] for row in rows)
 
-        if self._manager.drop(table, partition.name, only_if=is_free):
-            removed.partitions.append(partition.name)
-            removed.bytes += size
-        elif not refused:
-            removed.left.append(partition.name)
+        self._remover.drop(table, partition, is_free, removed)
 
     def _clear_default(self, removed: Removed) -> None:
         """Delete expired packs that no trace uses any more, and then what tells where their messages were."""
@@ -104,4 +99,4 @@ def _times_of(partition: Partition, spans: Sequence[Partition]) -> dict[str, dt.
     lower, upper = partition.lower or dt.datetime.min.replace(tzinfo=dt.UTC), partition.upper
     assert upper is not None
     uppers = [found.upper for found in spans if found.upper is not None and found.overlaps(lower, upper)]
-    return {"lower": lower, "upper": max([upper, *uppers])}
+    return {"lower": lower, "upper": max([upper, *uppers]), "end": upper}

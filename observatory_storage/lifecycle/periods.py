@@ -12,13 +12,14 @@ from sqlalchemy import Table
 from observatory_storage.lifecycle.partitions import PartitionManager
 
 _HOUR: Final = dt.timedelta(hours=1)
-# For how long a time is taken to have no partition, and how many hours are remembered.
-_PAUSE_SECONDS: Final = 60.0
+# For how long a period is believed, and of how many hours: another process may make a time's partition, or remove it
+# and make another one of another width. Retention does not rely on it, see `message_retention`.
+_BELIEVED_SECONDS: Final = 60.0
 _MOST: Final = 1_000
 
 
 class Periods:
-    """Finds the periods of times, and remembers them by the hour: partitions begin at full hours.
+    """Finds the periods of times, and remembers them by the hour for a minute: partitions begin at full hours.
 
     A time whose rows lie in DEFAULT has the period that its partition would have. Not for use by two threads at once.
     """
@@ -43,5 +44,5 @@ class Periods:
                 holders = [partition for partition in partitions if partition.overlaps(hour, hour + _HOUR)]
                 lowers = [partition.lower for partition in holders if partition.lower is not None]
                 period = min(lowers) if holders and len(lowers) == len(holders) else width.floor(hour)
-                self._known[hour] = (period, float("inf") if holders else now + _PAUSE_SECONDS)
+                self._known[hour] = (period, now + _BELIEVED_SECONDS)
         return {hour: self._known[hour][0] for hour in wanted}

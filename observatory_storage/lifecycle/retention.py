@@ -162,22 +162,17 @@ class Retention:
         return bool(found[0][0])
 
     def _drop(self, borders: Borders, partition: Partition, projects_of: str, removed: Removed, dry_run: bool) -> None:
-        size = self._remover.size(borders.table, [partition.name])
-        refused = []
+        if dry_run:
+            removed.partitions.append(partition.name)
+            removed.bytes += self._remover.size(borders.table, [partition.name])
+            return
 
         def all_agree(connection: psycopg.Connection[Any]) -> bool:
             connection.execute(statements.BY_INDEX)
             projects = [row[0] for row in run(connection, projects_of, relation=partition.name)]
-            if not borders.agree(projects, partition):
-                refused.append(partition.name)
-            return not refused
+            return borders.agree(projects, partition)
 
-        if dry_run or self._manager.drop(borders.table, partition.name, only_if=all_agree):
-            removed.partitions.append(partition.name)
-            removed.bytes += size
-        elif not refused:
-            removed.left.append(partition.name)
-        else:
+        if self._remover.drop(borders.table, partition, all_agree, removed):
             # A row of another project came in since; the next run deletes those that are expired.
             _log.info("%s got rows that are kept", partition.name)
 

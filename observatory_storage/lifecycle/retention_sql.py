@@ -145,6 +145,18 @@ SELECT EXISTS (
 """
 
 HAS_SPANS: Final = "SELECT EXISTS (SELECT FROM trace_spans WHERE start_time >= %(lower)s AND start_time < %(upper)s)"
+# Uses of messages by traces that first used them later than the times of their partition, and that are still there:
+# where partitions were removed and made anew with another width, a period may lie before the partition of its spans.
+HAS_LATER_USES: Final = """
+SELECT EXISTS (
+    SELECT FROM message_uses AS u
+    WHERE u.period >= %(lower)s AND u.period < %(end)s AND u.start_time >= %(upper)s
+      AND EXISTS (
+          SELECT FROM trace_spans AS s
+          WHERE s.trace_id = u.trace_id AND s.start_time >= %(upper)s AND s.start_time < %(end)s + interval '31 days'
+      )
+)
+"""
 HAS_PACKS: Final = "SELECT EXISTS (SELECT FROM message_packs WHERE period >= %(lower)s AND period < %(upper)s)"
 HAS_OTHER_PROJECTS: Final = (
     "SELECT EXISTS (SELECT FROM ONLY {relation} AS r WHERE r.project <> ALL(%(projects)s::text[]))"

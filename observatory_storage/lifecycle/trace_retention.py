@@ -191,25 +191,11 @@ class TraceRetention:
             if not self._is_free(partition):
                 blocked = True
                 continue
-            size = self._remover.size(self._spans.table, [partition.name])
-            refused: list[str] = []
 
-            def is_free(
-                connection: psycopg.Connection[Any],
-                partition: Partition = partition,
-                refused: list[str] = refused,
-            ) -> bool:
-                if not self._is_free_on(connection, partition):
-                    refused.append(partition.name)
-                return not refused
+            def is_free(connection: psycopg.Connection[Any], partition: Partition = partition) -> bool:
+                return self._is_free_on(connection, partition)
 
-            if self._manager.drop(self._spans.table, partition.name, only_if=is_free):
-                removed.partitions.append(partition.name)
-                removed.bytes += size
-            elif refused:
-                blocked = True
-            else:
-                removed.left.append(partition.name)
+            blocked |= self._remover.drop(self._spans.table, partition, is_free, removed)
         if planned:
             self._on_progress("partitions of spans to drop", len(planned), len(planned))
         return blocked
@@ -237,23 +223,11 @@ class TraceRetention:
                         partition, self._remover.projects(partition.name, statements.EVENT_PROJECTS), removed
                     )
                 continue
-            size = self._remover.size(self._events.table, [partition.name])
-            refused: list[str] = []
 
-            def is_free(
-                connection: psycopg.Connection[Any],
-                partition: Partition = partition,
-                refused: list[str] = refused,
-            ) -> bool:
-                if self._is_needed_on(connection, partition):
-                    refused.append(partition.name)
-                return not refused
+            def is_free(connection: psycopg.Connection[Any], partition: Partition = partition) -> bool:
+                return not self._is_needed_on(connection, partition)
 
-            if self._manager.drop(self._events.table, partition.name, only_if=is_free):
-                removed.partitions.append(partition.name)
-                removed.bytes += size
-            elif not refused:
-                removed.left.append(partition.name)
+            self._remover.drop(self._events.table, partition, is_free, removed)
         if due:
             self._on_progress("partitions of events to drop", len(due), len(due))
 

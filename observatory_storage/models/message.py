@@ -20,6 +20,28 @@ INPUT, OUTPUT, ATTRIBUTES = range(3)
 MESSAGE_TABLES: Final = ("messages", "message_packs", "message_uses")
 """The tables whose partitions are as wide as those of `trace_spans`."""
 
+REPEATED_ATTRIBUTES: Final = (
+    "gen_ai.system_instructions",
+    "gen_ai.tool.definitions",
+    "gen_ai.request.tools",
+    "ai.prompt.tools",
+    "llm.invocation_parameters",
+    "model_request_parameters",
+)
+"""Attributes that clients repeat with each call: definitions of tools, instructions, parameters with both in them."""
+
+FLATTENED_ATTRIBUTES: Final = {
+    "llm.tools.0.tool.json_schema": "llm.tools.",
+    "llm.request.functions.0.name": "llm.request.functions.",
+}
+"""The same flattened to one attribute for each tool: the name of the first one, and what all begin with."""
+
+
+def may_be_shared(attribute: str) -> bool:
+    """Tell whether spans may have an attribute of this name among the messages instead of their own."""
+    return attribute in REPEATED_ATTRIBUTES or attribute.startswith(tuple(FLATTENED_ATTRIBUTES.values()))
+
+
 SEARCHED_CHARACTERS: Final = 125_000
 """How many characters of a pack, or of a message, a search looks at."""
 

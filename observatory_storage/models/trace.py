@@ -142,7 +142,8 @@ class TraceSpan(Base):
     each run of messages, the pack's id and bits: from the lowest 16 the number, 16 the first place in the pack, one
     for messages that get the span's `finish_reason`, and above them what the run is part of: 0 the input, 1 the
     output, 2 the attributes. The column that it stands for then holds `[]`, or an object with `"messages": []`.
-    `TraceRepository` puts the messages back in their place, and so does the view `span_content`.
+    `TraceRepository` puts the messages back in their place, and so does the view `span_content`; a span that it returns
+    has its whole content, and no `content_refs`.
     """
 
     __tablename__ = "trace_spans"

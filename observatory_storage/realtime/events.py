@@ -15,9 +15,7 @@ from observatory_storage.realtime.landed import COLUMNS, Landed
 _log = logging.getLogger(__name__)
 
 ENTRY_ROWS: Final = 200
-# A live view shows a line of a record; who wants all of it reads it by its id.
-_BODY_CHARACTERS: Final = 300
-# Where names or attributes make it larger than this, texts are cut and attributes are left out.
+# Where names or attributes make it larger than this, texts are cut further and attributes are left out.
 _LARGE_ENTRY_BYTES: Final = 256 * 1024
 _SHORT_CHARACTERS: Final = 100
 _FORM: Final = b"1"
@@ -26,7 +24,10 @@ _ID_DIGITS: Final = {"trace_id": 32, "id": 32, "span_id": 16}
 
 
 class SpanEvent(NamedTuple):
-    """A span that was stored, or whose finished version was; ids in hex digits."""
+    """A span that was stored, or whose finished version was.
+
+    Ids are in hex digits; texts have their first 300 characters.
+    """
 
     trace_id: str
     span_id: str
@@ -44,7 +45,7 @@ class SpanEvent(NamedTuple):
 
 
 class LogEvent(NamedTuple):
-    """A log record that was stored; `body` has its first 300 characters."""
+    """A log record that was stored; texts, `body` too, have their first 300 characters."""
 
     id: str
     timestamp: dt.datetime
@@ -61,7 +62,7 @@ class LogEvent(NamedTuple):
 class PointEvent(NamedTuple):
     """A data point that was stored; `name` to `service_name` are None where the writer had but the metric's id.
 
-    `attributes` are None where they are too large for an event.
+    `attributes` are None where they are too large for an event: more than 1,024 bytes as JSON.
     """
 
     timestamp: dt.datetime
@@ -93,7 +94,7 @@ class Entry(NamedTuple):
 
 
 def encode(landed: Landed) -> Iterator[tuple[str, int, bytes]]:
-    """Yield projects with the number of events and the content of each entry, a column at a time."""
+    """Yield projects with the number of events and the content of each entry, a column at a time, of compact rows."""
     project_at = landed.names.index("project")
     projects = {row[project_at] for row in landed.rows}
     for project in sorted(projects):
@@ -117,16 +118,11 @@ def _shortened(column: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    return None if isinstance(value, dict) else value
+    return None if isinstance(value, orjson.Fragment) else value
 
 
 def _dumps(columns: list[Any]) -> bytes:
-    try:
-        return orjson.dumps(columns, default=str, option=orjson.OPT_NON_STR_KEYS)
-    except TypeError:
-        # Attributes of points come as they were given: with numbers that JSON readers cannot take, or odd text.
-        plain = [[*map(_plain, column)] for column in columns]
-        return orjson.dumps(plain, default=str)
+    return orjson.dumps(columns, default=str)
 
 
 def fields(publisher: bytes, first: int, dropped: int, content: bytes) -> dict[bytes, Any]:
@@ -177,8 +173,6 @@ def _column(found: _Found, name: str, number: int) -> Any:
     if name in _ID_DIGITS:
         # One piece of text, where all have one: nearly always.
         return [value and value.hex() for value in values] if None in values else b"".join(values).hex()
-    if name == "body":
-        return [value and value[:_BODY_CHARACTERS] for value in values]
     return values
 
 

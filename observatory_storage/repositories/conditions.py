@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Integer, Text, func, literal_column, or_, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from observatory_storage.models import Trace, TraceSpan
+from observatory_storage.repositories.attributes import span_attributes, trace_attributes
 from observatory_storage.repositories.filters import SpanFilters, TraceFilters
+from observatory_storage.repositories.results import TraceTimes
 
 # Written out and not as parameters, so that every plan can prove the partial index on errors.
 _ERROR: Final = literal_column("'error'", Text)
@@ -17,9 +20,21 @@ _IS_KNOWN: Final = or_(Trace.start_time.is_not(None), Trace.name.is_not(None), T
 HAS_ERROR: Final = or_(Trace.status == _ERROR, Trace.error_count > literal_column("0"))
 
 
+def within(column: InstrumentedAttribute[dt.datetime], times: TraceTimes) -> list[ColumnElement[bool]]:
+    """Return that a span's start lies within the times of traces; a bound that they lack is left out."""
+    conditions: list[ColumnElement[bool]] = []
+    if times.start_time is not None:
+        conditions.append(column >= times.start_time)
+    if times.end_time is not None:
+        conditions.append(column <= times.end_time)
+    return conditions
+
+
 def trace_conditions(filters: TraceFilters, *, by_span_index: bool) -> list[ColumnElement[bool]]:
     """Return what a trace must fulfil; `by_span_index` finds the spans of the model before their traces."""
     conditions = [*_common_conditions(Trace, filters), _IS_KNOWN]
+    if filters.attributes is not None:
+        conditions += trace_attributes(filters.attributes, filters)
     if filters.has_error is not None:
         conditions.append(HAS_ERROR if filters.has_error else ~HAS_ERROR)
     if filters.model is None and filters.provider is None:
@@ -46,6 +61,8 @@ def trace_conditions(filters: TraceFilters, *, by_span_index: bool) -> list[Colu
 def span_conditions(filters: SpanFilters) -> list[ColumnElement[bool]]:
     """Return what a span must fulfil."""
     conditions = _common_conditions(TraceSpan, filters)
+    if filters.attributes is not None:
+        conditions += span_attributes(filters.attributes, filters)
     for column, value in (
         (TraceSpan.model, filters.model),
         (TraceSpan.provider, filters.provider),
@@ -105,8 +122,6 @@ def _common_conditions(
         conditions.append(table.user_id == filters.user_id)
     if filters.session_id is not None:
         conditions.append(table.session_id == filters.session_id)
-    if filters.attributes is not None:
-        conditions.append(table.attributes.contains(filters.attributes))
     if filters.name is not None:
         conditions.append(contains_text(table.name, filters.name))
     return conditions

@@ -25,7 +25,6 @@ from sqlalchemy import (
     case,
     cast,
     column,
-    exists,
     false,
     func,
     literal,
@@ -41,6 +40,7 @@ from sqlalchemy.orm import Session
 from observatory_storage.models import MessagePack, MessageUse, Trace, TraceSpan
 from observatory_storage.models.types import UtcDateTime
 from observatory_storage.repositories.conditions import trace_conditions
+from observatory_storage.repositories.content import LONGEST_PERIOD, first_period, holds
 from observatory_storage.repositories.filter_model import refusal
 from observatory_storage.repositories.filters import TraceFilters
 from observatory_storage.repositories.log_results import SnippetStyle
@@ -54,10 +54,8 @@ MATCHES: Final = 1_000
 
 # How many traces that use a pack are looked at for a message, first of all and then where none of those holds it.
 _TRACES: Final = (20, 2_000, 1_000_000)
-_LONGEST_PERIOD: Final = dt.timedelta(days=31)
 _CONFIGURATION: Final[ColumnElement[Any]] = literal_column("'simple'")
 _SNIPPET_CHARACTERS: Final = literal_column("2000", Integer)
-_PLACE_BITS: Final = literal_column("65535", BigInteger)
 
 
 def matching_messages(
@@ -142,7 +140,7 @@ def first_spans(
         .select_from(uses)
         .lateral("looked_at")
     )
-    until = None if window.upper is None or window.upper > _LAST else window.upper + _LONGEST_PERIOD
+    until = None if window.upper is None or window.upper > _LAST else window.upper + LONGEST_PERIOD
     span = (
         select(
             TraceSpan.trace_id,
@@ -156,7 +154,7 @@ def first_spans(
             TraceSpan.trace_id == any_(looked_at.c.trace_ids),
             TraceSpan.start_time >= given.c.period,
             *_within(TraceSpan.start_time, window.lower, until),
-            _holds(given.c.pack_id, given.c.position),
+            holds(given.c.pack_id, given.c.position),
         )
         .order_by(TraceSpan.start_time, TraceSpan.span_id)
         .limit(1)
@@ -181,7 +179,7 @@ def search_content(
     search = find_search(session, query)
     assert search is not None
     # A trace's messages may lie in any period that its spans begin in, none of which ends before the trace starts.
-    whole = Window(_before(filters.start_time_from), None)
+    whole = Window(first_period(filters.start_time_from), None)
     found: list[ContentMatch] = []
     wanted = filters.offset + filters.limit
     for window in windows(read_partitions(session, MessagePack.__tablename__), whole, first=1):
@@ -192,7 +190,7 @@ def search_content(
     return found[filters.offset : wanted]
 
 
-_LAST: Final = dt.datetime.max.replace(tzinfo=dt.UTC) - _LONGEST_PERIOD
+_LAST: Final = dt.datetime.max.replace(tzinfo=dt.UTC) - LONGEST_PERIOD
 
 
 def _in_window(
@@ -262,25 +260,6 @@ def _hint(search: Search) -> ColumnElement[bool]:
     return case((or_(contains, *others), true()), else_=false())
 
 
-def _holds(pack_id: ColumnElement[int], position: ColumnElement[int]) -> ColumnElement[bool]:
-    """Return whether a span's references hold a message."""
-    refs = TraceSpan.content_refs
-    place = (
-        func.generate_series(literal_column("2", Integer), func.cardinality(refs), literal_column("2", Integer))
-        .table_valued(column("place", Integer), name="run")
-        .render_derived()
-    )
-    bits = refs[place.c.place + 1]
-    first = bits.op(">>")(literal_column("16", Integer)).op("&")(_PLACE_BITS)
-    number = bits.op("&")(_PLACE_BITS)
-    return exists(
-        select(literal_column("1", Integer))
-        .select_from(place)
-        .where(refs[place.c.place] == pack_id, position >= first, position < first.op("+")(number))
-        .correlate_except(place)
-    )
-
-
 def _within(time: Any, lower: dt.datetime | None, upper: dt.datetime | None) -> list[ColumnElement[bool]]:
     found: list[ColumnElement[bool]] = [and_(true())] if lower is None and upper is None else []
     # Written out: a plan for all parameters would be of all partitions.
@@ -289,9 +268,3 @@ def _within(time: Any, lower: dt.datetime | None, upper: dt.datetime | None) -> 
     if upper is not None:
         found.append(time < bindparam(None, upper, UtcDateTime(), literal_execute=True))
     return found
-
-
-def _before(time: dt.datetime | None) -> dt.datetime | None:
-    if time is None or time < dt.datetime.min.replace(tzinfo=dt.UTC) + _LONGEST_PERIOD:
-        return None
-    return time - _LONGEST_PERIOD

@@ -62,7 +62,8 @@ class TraceFilters(_Filters):
     has them; `has_error` tells whether the trace or any of its spans failed. `model` and `provider` must
     both hold for one span of the trace. `attributes` are those of the trace, which are its root span's
     unless it was given others, compared by jsonb containment: each key with its value, nested objects and
-    lists by their parts.
+    lists by their parts. Attributes that are stored once (docs/messages.md) are found too, by reading the packs of
+    the time range.
 
     `limit` is 1 to 1,000. Pages follow by `cursor`, the `next_cursor` of the page before; `offset` works
     too, and costs more the larger it is. Raises InvalidFilterError for what cannot hold.

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.expression import CollectionAggregate
 
 from observatory_storage.models import Trace, TraceEvent, TraceSpan
+from observatory_storage.repositories.conditions import within
 from observatory_storage.repositories.results import DeletedCounts, TraceTimes
 
 DEFAULT_BATCH_SIZE: Final = 1000
@@ -60,22 +61,12 @@ def lock_traces(
 
 def delete_events(ids: Sequence[uuid.UUID], times: TraceTimes) -> Delete:
     """Delete the events of traces within the times of them all."""
-    statement = delete(TraceEvent).where(TraceEvent.trace_id == _any(ids))
-    if times.start_time is not None:
-        statement = statement.where(TraceEvent.span_start_time >= times.start_time)
-    if times.end_time is not None:
-        statement = statement.where(TraceEvent.span_start_time <= times.end_time)
-    return statement
+    return delete(TraceEvent).where(TraceEvent.trace_id == _any(ids), *within(TraceEvent.span_start_time, times))
 
 
 def delete_spans(ids: Sequence[uuid.UUID], times: TraceTimes) -> Delete:
     """Delete the spans of traces within the times of them all."""
-    statement = delete(TraceSpan).where(TraceSpan.trace_id == _any(ids))
-    if times.start_time is not None:
-        statement = statement.where(TraceSpan.start_time >= times.start_time)
-    if times.end_time is not None:
-        statement = statement.where(TraceSpan.start_time <= times.end_time)
-    return statement
+    return delete(TraceSpan).where(TraceSpan.trace_id == _any(ids), *within(TraceSpan.start_time, times))
 
 
 def delete_traces(ids: Sequence[uuid.UUID]) -> Delete:

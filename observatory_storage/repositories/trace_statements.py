@@ -41,6 +41,7 @@ from observatory_storage.repositories.conditions import (
     model_conditions,
     span_conditions,
     trace_conditions,
+    within,
 )
 from observatory_storage.repositories.cursor import SpanCursor
 from observatory_storage.repositories.filters import SpanFilters, TraceFilters
@@ -97,11 +98,7 @@ def span_by_id(trace_id: uuid.UUID, span_id: str | bytes, times: TraceTimes) -> 
 
 def events_of_trace(trace_id: uuid.UUID, times: TraceTimes, span_id: str | bytes | None = None) -> Select[TraceEvent]:
     """Select a trace's events, or one span's, in the order of the spans and of the events in each."""
-    statement = select(TraceEvent).where(TraceEvent.trace_id == trace_id)
-    if times.start_time is not None:
-        statement = statement.where(TraceEvent.span_start_time >= times.start_time)
-    if times.end_time is not None:
-        statement = statement.where(TraceEvent.span_start_time <= times.end_time)
+    statement = select(TraceEvent).where(TraceEvent.trace_id == trace_id, *within(TraceEvent.span_start_time, times))
     if span_id is not None:
         statement = statement.where(TraceEvent.span_id == span_id)
     return statement.order_by(TraceEvent.span_start_time, TraceEvent.span_id, TraceEvent.event_index)
@@ -231,12 +228,7 @@ def list_spans(filters: SpanFilters, *, include_content: bool = False) -> Select
 
 
 def _spans_within(trace_id: uuid.UUID, times: TraceTimes) -> list[ColumnElement[bool]]:
-    conditions = [TraceSpan.trace_id == trace_id]
-    if times.start_time is not None:
-        conditions.append(TraceSpan.start_time >= times.start_time)
-    if times.end_time is not None:
-        conditions.append(TraceSpan.start_time <= times.end_time)
-    return conditions
+    return [TraceSpan.trace_id == trace_id, *within(TraceSpan.start_time, times)]
 
 
 def _span_options(include_content: bool) -> list[ORMOption]:

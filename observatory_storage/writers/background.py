@@ -49,12 +49,17 @@ def _close_all() -> None:
     for writer in list(_writers):
         try:
             writer.close()
-        except StorageError as error:
-            # Nobody is left to raise to; the message counts the rows.
-            _log.error("at interpreter exit %d rows are lost: %s", writer.abandon(), error.__cause__ or error)
-        except Exception:  # noqa: BLE001 - see below
-            # The other writers are to have their turn.
-            _log.exception("at interpreter exit: a writer could not write what is left")
+        except Exception as error:  # noqa: BLE001 - see below
+            # Nobody is left to raise to, and the other writers are to have their turn.
+            cause = error.__cause__ or error
+            is_ours = isinstance(cause, StorageError)
+            _log.error(
+                "at interpreter exit %d rows of a %s are lost: %s",
+                writer.abandon(),
+                type(writer).__name__,
+                cause if is_ours else repr(cause),
+                exc_info=None if is_ours else cause,
+            )
 
 
 def _start_all_afresh() -> None:

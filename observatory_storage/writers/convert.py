@@ -13,6 +13,7 @@ from sqlalchemy.orm import DeclarativeBase
 
 from observatory_storage.errors import RejectedRowError
 from observatory_storage.text import digits, encode_json, repair_text
+from observatory_storage.writers.instances import mapping_of
 from observatory_storage.writers.kinds import Kind, Unfit
 from observatory_storage.writers.tables import Column, Layout
 
@@ -69,12 +70,12 @@ class Rejections:
 
 
 def as_mapping(row: object) -> GivenRow:
-    """Return the given columns of a mapping or an ORM instance. Raises RejectedRowError for anything else."""
+    """Return the given columns of a mapping or an ORM instance. Raises RejectedRowError for what is no row."""
     # The abstract class takes five times as long to ask.
     if isinstance(row, (dict, Mapping)):
         return row
     if isinstance(row, DeclarativeBase):
-        return {name: value for name, value in vars(row).items() if not name.startswith("_sa_")}
+        return mapping_of(row)
     raise RejectedRowError(f"a row is of type {type(row).__name__}; it must be a mapping or a model instance")
 
 

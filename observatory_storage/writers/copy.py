@@ -34,6 +34,7 @@ from observatory_storage.writers.convert import (
     gather,
     known_rows,
 )
+from observatory_storage.writers.instances import SERVER_COLUMNS
 from observatory_storage.writers.keyed_batch import CHUNK_ROWS
 from observatory_storage.writers.log_batch import identify_logs, log_columns
 from observatory_storage.writers.metric_batch import identify_metric, identify_points, identify_series
@@ -132,7 +133,7 @@ class CopyWriter:
             )
 
     def _chunks(self, target: _Target, rows: Iterator[object]) -> Iterator[tuple[Layout, Sequence[WireRow]]]:
-        known = frozenset(target.table.names) | _SERVER_COLUMNS | target.sources
+        known = (frozenset(target.table.names) | SERVER_COLUMNS | target.sources) - _REFERENCES
         present: frozenset[str] = frozenset()
         layout = target.table.layout(present)
         while chunk := [as_mapping(row) for row in islice(rows, CHUNK_ROWS)]:
@@ -213,5 +214,5 @@ _DATA_POINTS: Final = _Target(
     DATA_POINTS, identify_points, sources=frozenset({"metric", "attributes", "resource_id"}), made=MADE_COLUMNS
 )
 _LOGS: Final = _Target(LOGS, log_columns, _finish_logs, sources=frozenset({"ordinal"}), made=frozenset({"body"}))
-# Filled in by the server.
-_SERVER_COLUMNS: Final[frozenset[str]] = frozenset({"created_at", "updated_at", "seen_at", "transaction_id"})
+# References mean something to the store alone that made them.
+_REFERENCES: Final = frozenset({"content_refs"})

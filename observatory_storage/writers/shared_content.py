@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from observatory_storage.models.message import ATTRIBUTES, INPUT, OUTPUT
+from observatory_storage.models.message import ATTRIBUTES, FLATTENED_ATTRIBUTES, INPUT, OUTPUT, REPEATED_ATTRIBUTES
 from observatory_storage.text import encode_json
 from observatory_storage.writers.convert import GivenRow, gather
 
@@ -22,21 +22,7 @@ _LEAST_BYTES: Final = 1024
 _LEAST_MESSAGES: Final = 3
 _LEAST_ATTRIBUTE: Final = 512
 _LOOKED_AT: Final = ("operation", "input", "attributes")
-# Attributes that clients repeat with each call: definitions of tools, instructions, parameters with both in them.
-_REPEATED: Final = (
-    "gen_ai.system_instructions",
-    "gen_ai.tool.definitions",
-    "gen_ai.request.tools",
-    "ai.prompt.tools",
-    "llm.invocation_parameters",
-    "model_request_parameters",
-)
-# The same flattened to one attribute for each tool: the name of the first one, and what all begin with.
-_FLATTENED: Final = {
-    "llm.tools.0.tool.json_schema": "llm.tools.",
-    "llm.request.functions.0.name": "llm.request.functions.",
-}
-_NAMES: Final = frozenset((*_REPEATED, *_FLATTENED))
+_NAMES: Final = frozenset((*REPEATED_ATTRIBUTES, *FLATTENED_ATTRIBUTES))
 # Messages that many conversations begin with have a pack each.
 _LEADING: Final = ("system", "developer")
 
@@ -85,6 +71,8 @@ class SharedContent:
                 type(given) is list
                 and given != []
                 and (len(given) >= _LEAST_MESSAGES or _begins_with_long_prompt(given))
+                # What logs filled in they may fill in anew, in the span's own columns.
+                and not (rows[place].get("input_from_logs") or rows[place].get("output_from_logs"))
             )
             repeats = type(about) is dict and not _NAMES.isdisjoint(about)
             if has_messages or repeats:
@@ -131,10 +119,10 @@ class SharedContent:
         parts: list[tuple[int, bool, Sequence[bytes]]],
         columns: dict[str, Any],
     ) -> None:
-        groups: list[list[str]] = [[name] for name in _REPEATED if name in attributes]
+        groups: list[list[str]] = [[name] for name in REPEATED_ATTRIBUTES if name in attributes]
         groups += [
             [name for name in attributes if name.startswith(prefix)]
-            for first, prefix in _FLATTENED.items()
+            for first, prefix in FLATTENED_ATTRIBUTES.items()
             if first in attributes
         ]
         ids: list[bytes] = []

@@ -34,7 +34,7 @@ from observatory_storage.writers.tables import EVENTS, SPANS
 LOOSE_EVENTS: Final = 2**62
 UNIX_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
-_SPAN_KEYS: Final = frozenset(SpanRow.__annotations__) | {"created_at"}
+_SPAN_KEYS: Final = frozenset(SpanRow.__annotations__) | {"created_at", "input_from_logs", "output_from_logs"}
 _EVENT_KEYS: Final = frozenset(EventRow.__annotations__)
 # What a batch looks at before its rows are converted.
 _TAKEN: Final = (

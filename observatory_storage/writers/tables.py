@@ -176,6 +176,9 @@ SPANS: Final = WriteTable(
         Column("dropped_events_count", _INT),
         Column("dropped_links_count", _INT),
         Column("content_refs", RefsKind()),
+        # Of spans that were read from a store where logs filled them.
+        Column("input_from_logs", _BOOL),
+        Column("output_from_logs", _BOOL),
     ),
     key=("trace_id", "span_id", "start_time"),
     order=("start_time", "trace_id", "span_id"),

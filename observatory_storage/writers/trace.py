@@ -53,7 +53,8 @@ class TraceWriter(BufferedWriter[WriteStats]):
         """Give a trace its own status and attributes.
 
         What is computed from spans (times, name, user, counts …) is taken from here only until the trace's
-        first span is stored. Write facts about a user or session on the spans.
+        first span is stored. Write facts about a user or session on the spans. Of a `Trace` that was read, status and
+        attributes are taken where they are its own and not its spans'.
         """
         self._put("trace", [trace], copy=True)
 
@@ -64,7 +65,9 @@ class TraceWriter(BufferedWriter[WriteStats]):
     def write_span(self, span: SpanRow | Mapping[str, object] | TraceSpan) -> None:
         """Write a span, with the events and the resource of its mapping; its trace appears where it is missing.
 
-        For many spans `write_spans` costs less.
+        For many spans `write_spans` costs less. A TraceSpan that a repository returned, from this database or another,
+        is written with the content it has; raises RejectedRowError for an object that was read without some of its
+        columns, or whose `content_refs` say that its content is elsewhere.
         """
         self._put("span", [span], copy=True)
 

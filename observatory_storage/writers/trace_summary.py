@@ -196,9 +196,9 @@ def own_traces(rows: Sequence[GivenRow], project: str, rejections: Rejections) -
     known = known_rows(rows, _KNOWN, rejections)[0]
     prepared = [
         {
-            **{name: value for name, value in row.items() if name in _GIVEN},
+            **{name: value for name, value in row.items() if name in _GIVEN and _is_own(name, row)},
             "project": row.get("project") or project,
-            "own_attributes": row.get("attributes") is not None,
+            "own_attributes": row.get("attributes") is not None and _is_own("attributes", row),
         }
         for row in known
     ]
@@ -218,20 +218,26 @@ def own_traces(rows: Sequence[GivenRow], project: str, rejections: Rejections) -
     return found
 
 
+def _is_own(name: str, row: GivenRow) -> bool:
+    return name not in _OWN or row.get(_OWN[name]) is not False
+
+
 def _merged(first: WireRow, later: dict[str, Any]) -> WireRow:
     """Return what two statements about one trace say together, as if the later one came in a later batch."""
     merged = dict(zip(TRACES.names, first, strict=True))
-    own = {"status": "own_status", "status_message": "own_status", "attributes": "own_attributes"}
     for name, value in later.items():
-        if name in own:
-            if later[own[name]]:
+        if name in _OWN:
+            if later[_OWN[name]]:
                 merged[name] = value
-        elif name in own.values():
+        elif name in _OWN.values():
             merged[name] = merged[name] or value
         elif value is not None:
             merged[name] = value
     return tuple(merged.values())
 
+
+# What says of a column whether it was given: where it is false, a trace that was read has what its spans made of it.
+_OWN: Final = {"status": "own_status", "status_message": "own_status", "attributes": "own_attributes"}
 
 # What a caller may say of a trace; the rest is computed from its spans, and left out of what is given.
 _GIVEN: Final = frozenset(

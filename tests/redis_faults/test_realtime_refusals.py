@@ -7,10 +7,9 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
-from typing import Any
 
 import pytest
 import redis
@@ -24,41 +23,9 @@ from observatory_storage.realtime import PublishStats
 from observatory_storage.realtime.codec import UnfitError, typed
 from observatory_storage.realtime.landed import Landed
 from observatory_storage.repositories import UsageTotals
-from tests.cached import cache_of, write
-from tests.servers import RedisProcess, all_redis
+from tests.cached import TIMEOUT, cache_of, pool_on, until, write
+from tests.servers import RedisProcess
 from tests.telemetry import count, make_spans
-
-TIMEOUT = 0.2
-
-
-@pytest.fixture(params=[kind for kind in all_redis() if kind not in ("given", "docker")])
-def server(request: pytest.FixtureRequest) -> Iterator[RedisProcess]:
-    with RedisProcess(request.param) as process:
-        yield process
-
-
-@pytest.fixture
-def pool(database_url: str, server: RedisProcess) -> Iterator[StoragePool]:
-    with pool_on(database_url, server.url) as pool:
-        yield pool
-
-
-@pytest.fixture
-def other_pool(database_url: str, server: RedisProcess) -> Iterator[StoragePool]:
-    with pool_on(database_url, server.url) as pool:
-        yield pool
-
-
-def pool_on(database_url: str, redis_url: str) -> StoragePool:
-    settings: dict[str, Any] = {"redis_cache_timeout_seconds": TIMEOUT, "min_connections": 1, "max_connections": 10}
-    return StoragePool.from_url(database_url, redis_url=redis_url, **settings)
-
-
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_redis_without_room_fails_no_write_and_what_it_did_not_take_is_counted(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,51 +12,9 @@ import pytest
 
 from observatory_storage import TraceRepository, TraceWriter
 from observatory_storage.pool import StoragePool
-from observatory_storage.realtime import ReadCache
-from tests.servers import RedisProcess, all_redis
+from tests.cached import TIMEOUT, cache_of, pool_on, until, write
+from tests.servers import RedisProcess
 from tests.telemetry import assert_summaries_exact, count, make_spans
-
-TIMEOUT = 0.2
-
-
-@pytest.fixture(params=[kind for kind in all_redis() if kind not in ("given", "docker")])
-def server(request: pytest.FixtureRequest) -> Iterator[RedisProcess]:
-    with RedisProcess(request.param) as process:
-        yield process
-
-
-@pytest.fixture
-def pool(database_url: str, server: RedisProcess) -> Iterator[StoragePool]:
-    with pool_on(database_url, server) as pool:
-        yield pool
-
-
-@pytest.fixture
-def other_pool(database_url: str, server: RedisProcess) -> Iterator[StoragePool]:
-    with pool_on(database_url, server) as pool:
-        yield pool
-
-
-def pool_on(database_url: str, server: RedisProcess, **more: Any) -> StoragePool:
-    settings: dict[str, Any] = {"redis_cache_timeout_seconds": TIMEOUT, "min_connections": 1, "max_connections": 10}
-    return StoragePool.from_url(database_url, redis_url=server.url, **settings, **more)
-
-
-def cache_of(pool: StoragePool) -> ReadCache:
-    assert pool.cache is not None
-    return pool.cache
-
-
-def write(pool: StoragePool, rows: list[dict[str, Any]]) -> None:
-    with TraceWriter(pool) as writer:
-        writer.write_spans(rows)
-
-
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_paused_redis_costs_one_timeout_and_not_one_a_call(pool: StoragePool, server: RedisProcess) -> None:
@@ -143,7 +100,7 @@ def test_where_too_much_was_written_to_remember_the_cache_waits_until_it_has_exp
     database_url: str, server: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("observatory_storage.realtime.cache._MOST_PENDING", 3)
-    with pool_on(database_url, server, redis_cache_trace_ttl_seconds=1, redis_cache_figures_ttl_seconds=0) as pool:
+    with pool_on(database_url, server.url, redis_cache_trace_ttl_seconds=1, redis_cache_figures_ttl_seconds=0) as pool:
         rows = make_spans(8, 2)
         write(pool, rows[::2])
         repository = TraceRepository(pool)
