@@ -250,7 +250,7 @@ def test_a_span_that_was_changed_is_written_as_it_is_now(pool: StoragePool, othe
         writer.write_spans(calls)
     repository = TraceRepository(pool)
     span = repository.get_span_by_id(calls[-1]["trace_id"], calls[-1]["span_id"])
-    span.input = [*span.input, message("user", "one thing more")]
+    span.input = [*(span.input or ()), message("user", "one thing more")]
     with TraceWriter(other_pool) as writer:
         writer.write_span(span)
     found = TraceRepository(other_pool).get_span_by_id(span.trace_id, span.span_id)

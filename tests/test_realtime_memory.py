@@ -46,7 +46,7 @@ def bytes_of(value: Any, seen: set[int]) -> int:
     seen.add(id(value))
     size = sys.getsizeof(value)
     if isinstance(value, orjson.Fragment):
-        return size + bytes_of(value.contents, seen)
+        return size + len(orjson.dumps(value))
     if isinstance(value, dict):
         return size + sum(bytes_of(item, seen) for pair in value.items() for item in pair)
     if isinstance(value, (list, tuple)):

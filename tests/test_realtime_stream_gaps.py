@@ -155,7 +155,9 @@ def test_positions_that_redis_would_not_take_are_refused(redis_pool: StoragePool
 def test_entries_stay_small_whatever_names_and_attributes_are(redis_pool: StoragePool) -> None:
     events = tail(redis_pool)
     with TraceWriter(redis_pool) as writer:
-        writer.write_spans([{**row, "name": "n" * 20_000, "model": "m"} for row in make_spans(2, 100)])
+        # Of letters that take three bytes, so that an entry of their first 300 characters would be large still.
+        texts = {"name": "語" * 20_000, "operation": "語" * 20_000, "model": "m"}
+        writer.write_spans([{**row, **texts} for row in make_spans(2, 100)])
     metric = {"name": "load", "metric_type": "gauge"}
     with MetricWriter(redis_pool) as metrics:
         metrics.write_data_points(
@@ -166,7 +168,7 @@ def test_entries_stay_small_whatever_names_and_attributes_are(redis_pool: Storag
         )
     found = [*events]
     assert len(found) == 300
-    assert {(event.name, event.model) for event in found if isinstance(event, SpanEvent)} == {("n" * 100, "m")}
+    assert {(event.name, event.model) for event in found if isinstance(event, SpanEvent)} == {("語" * 100, "m")}
     assert {(event.name, event.value) for event in found if isinstance(event, PointEvent)} == {("load", 1.0)}
     for signal in ("traces", "metrics"):
         size: Any = client_of(redis_pool).memory_usage(key_of(redis_pool, signal), samples=0)

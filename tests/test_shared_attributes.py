@@ -81,13 +81,14 @@ def test_spans_and_traces_are_found_wherever_their_attributes_are(pool: StorageP
         referring = connection.execute("SELECT count(*) FROM trace_spans WHERE content_refs IS NOT NULL").fetchone()
     assert referring == (len(rows),)
     repository = TraceRepository(pool)
+    ranges: list[dict[str, Any]] = [{}, {"start_time_from": SINCE, "start_time_before": NOON + dt.timedelta(hours=1)}]
     for wanted in FILTERS:
         for project in (None, "a", "nobody"):
             expected = [
                 row for row in rows if contains(row["attributes"], wanted) and project in (None, row["project"])
             ]
             common: dict[str, Any] = {"attributes": wanted, "project": project, "limit": 1000}
-            for times in ({}, {"start_time_from": SINCE, "start_time_before": NOON + dt.timedelta(hours=1)}):
+            for times in ranges:
                 found = repository.list_spans(SpanFilters(**common, **times), include_content=True)
                 assert {(span.trace_id.bytes, span.span_id) for span in found} == {*map(key_of, expected)}, wanted
                 assert all(contains(span.attributes, wanted) for span in found)
