@@ -55,9 +55,9 @@ def copy_rows(connection: Connection, table: str, layout: Layout, chunks: Iterab
         writer.flush_threshold = _UNFLUSHED_BYTES
         with cursor.copy(sql.copy_into(table, layout), writer=writer) as copy:
             copy.set_types([column.kind.copy_type for column in layout.columns])
-            # What `copy.write_row` does, but for whole chunks. Each time that bytes are handed to libpq this thread gives
-            # the interpreter away, and another one that is busy keeps it for 5 ms: psycopg's pieces of 32 kB, which are
-            # 20 spans, would have a writer beside a busy thread stand still most of the time.
+            # What `copy.write_row` does, but for whole chunks. Each time that bytes are handed to libpq this thread
+            # gives the interpreter away, and another one that is busy keeps it for 5 ms: psycopg's pieces of 32 kB,
+            # which are 20 spans, would have a writer beside a busy thread stand still most of the time.
             format_row = copy.formatter.write_row
             for chunk in chunks:
                 pieces = [data for row in chunk if (data := format_row(row))]
