@@ -152,6 +152,7 @@ RETURNS: dict[str, tuple[str, ...]] = {
     "lifecycle.sql.LOCK_TIMEOUT": ("integer",),
     "lifecycle.sql.SET_LOCK_TIMEOUT": ("text",),
     "lifecycle.sql.CLOSED_PARTITIONS": ("text", "text[]", "boolean"),
+    "lifecycle.sql.LIMIT_BUILD_MEMORY": ("text",),
     "lifecycle.sql.SUMMARIZE_BRIN": ("bigint",),
     "lifecycle.sql.ROWS_IN_DEFAULT": ("timestamp with time zone", "bigint"),
     "lifecycle.sql.PARTITION_SIZES": ("text", "bigint", "bigint"),
