@@ -36,7 +36,7 @@ BLOCKS_AT_ONCE: Final = 256
 _REST: Final = 2.0
 _ATTEMPTS: Final = 10
 _CONTENTION: Final = ("55P03", "40P01")
-_STATEMENT_TIMEOUT: Final = "57014"
+STATEMENT_TIMEOUT: Final = "57014"
 _GONE: Final = "42P01"
 
 Progress = Callable[[str, int, int], None]
@@ -165,11 +165,14 @@ class Remover:
         return [row[0] for row in self.fetch(query, setup=setup, relation=relation)]
 
     def attempt(self, work: Callable[[psycopg.Connection[Any]], Any]) -> Any:
-        """Do something in a transaction and commit, again where another one was in its way; then rest."""
+        """Do something in a transaction and commit, again where another one was in its way; then rest.
+
+        Where the result is 0, nothing was written and nobody is in need of rest.
+        """
         for attempt in range(1, _ATTEMPTS + 1):
-            started = time.monotonic()
             try:
                 with translate_errors(), self.connection() as connection:
+                    started = time.monotonic()
                     connection.execute(statements.SETTINGS)
                     result = work(connection)
                     connection.commit()
@@ -179,7 +182,8 @@ class Remover:
                 _log.info("retention, attempt %d of %d: %s", attempt, _ATTEMPTS, describe(error))
                 time.sleep(random.uniform(0.1, 0.5))  # noqa: S311 - so that others get between the attempts
             else:
-                time.sleep(_REST * (time.monotonic() - started))
+                if result != 0:
+                    time.sleep(_REST * (time.monotonic() - started))
                 return result
         raise AssertionError
 
@@ -202,7 +206,7 @@ class Remover:
             except StorageError as error:
                 if error.sqlstate == _GONE:
                     break
-                if error.sqlstate != _STATEMENT_TIMEOUT or step == 1:
+                if error.sqlstate != STATEMENT_TIMEOUT or step == 1:
                     raise
                 step //= 2
             else:

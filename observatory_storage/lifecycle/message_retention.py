@@ -8,17 +8,21 @@ another width, while a writer lived. What nobody refers to any more, because its
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import psycopg
 from sqlalchemy import Table
 
+from observatory_storage.errors import StorageError, describe
 from observatory_storage.lifecycle import retention_sql as statements
-from observatory_storage.lifecycle.expiry import Borders, Removed, Remover, Terms
+from observatory_storage.lifecycle.expiry import STATEMENT_TIMEOUT, Borders, Removed, Remover, Terms, run
 from observatory_storage.lifecycle.partitions import Partition, PartitionManager
 from observatory_storage.models import Message, MessagePack, MessageUse, TraceSpan
 from observatory_storage.models.base import table_of
+
+_log = logging.getLogger(__name__)
 
 # Where messages are is told before their packs go, so that no writer takes one for stored that is not. Who uses a pack
 # is known until it is gone: what a writer remembers of uses, it remembers as long as there is the pack.
@@ -40,8 +44,13 @@ class MessageRetention:
 
     def preview(self, removed: Removed, would_go: Callable[[Partition], bool]) -> None:
         """Find what would go; `would_go` tells whether no span would be left within a partition's times."""
+        spans = self._manager.list(table_of(TraceSpan))
         for table in _TABLES:
-            names = [partition.name for partition in self._borders(table).due() if would_go(partition)]
+            names = [
+                partition.name
+                for partition in self._borders(table).due()
+                if would_go(partition) and not self._is(statements.HAS_LATER_USES, _times_of(partition, spans))
+            ]
             removed.partitions += names
             removed.bytes += self._remover.size(table, names)
 
@@ -50,7 +59,15 @@ class MessageRetention:
         spans = self._manager.list(table_of(TraceSpan))
         for table in _TABLES:
             for partition in self._borders(table).due():
-                self._drop(table, partition, spans, removed)
+                try:
+                    self._drop(table, partition, spans, removed)
+                except StorageError as error:
+                    if error.sqlstate != STATEMENT_TIMEOUT:
+                        raise
+                    # One that takes longer to look at than the role may take must not keep all others for ever.
+                    problem = f"partition {partition.name} of messages was left: {describe(error)}"
+                    _log.info("%s", problem)
+                    removed.problems.append(problem)
         self._clear_default(removed)
 
     def _borders(self, table: Table) -> Borders:
@@ -58,16 +75,19 @@ class MessageRetention:
 
     def _drop(self, table: Table, partition: Partition, spans: Sequence[Partition], removed: Removed) -> None:
         bounds = _times_of(partition, spans)
-        if any(self._remover.fetch(query, bounds)[0][0] for query in _USED):
+        if any(self._is(query, bounds) for query in _USED):
             return
 
         def is_free(connection: psycopg.Connection[Any]) -> bool:
             # Nobody can store messages of this period now: what refers to them is committed, and seen here.
             queries = (*_USED, statements.HAS_PACKS) if table is _TABLES[-1] else _USED
-            rows = [connection.execute(query, bounds).fetchone() for query in queries]
-            return not any(row is None or row[0] for row in rows)
+            # One by one: all wait who write messages, and the second look reads every use of the partition.
+            return not any(run(connection, query, bounds).fetchall()[0][0] for query in queries)
 
         self._remover.drop(table, partition, is_free, removed)
+
+    def _is(self, query: str, bounds: Mapping[str, dt.datetime | None]) -> bool:
+        return bool(self._remover.fetch(query, bounds)[0][0])
 
     def _clear_default(self, removed: Removed) -> None:
         """Delete expired packs that no trace uses any more, and then what tells where their messages were."""

@@ -150,10 +150,11 @@ _KNOWN: Final = frozenset(
 # Clients repeat themselves: which attributes to ask is decided once for each list of names, not for each span. All
 # three caches are bounded, because anyone may send attributes of any name; and a long list seldom comes again.
 _MOST_REMEMBERED: Final = 64
+_LONGEST_REMEMBERED: Final = 8_192
 
 
 def _plan_of(attributes: dict[str, Any]) -> _Plan:
-    if len(attributes) <= _MOST_REMEMBERED:
+    if len(attributes) <= _MOST_REMEMBERED and sum(map(len, attributes)) <= _LONGEST_REMEMBERED:
         return _plan_of_keys(tuple(attributes))
     return _plan(frozenset(map(_kind, attributes)))
 

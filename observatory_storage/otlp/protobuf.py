@@ -8,8 +8,8 @@ from __future__ import annotations
 import base64
 import importlib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import islice
-from sys import intern
 from typing import Any, Final
 
 from observatory_storage.errors import ConfigurationError, DecodeError
@@ -100,15 +100,21 @@ def scopes_of(request: Any, signal: Signal) -> Iterator[tuple[Scope, Any]]:
 def attributes_of(pairs: Sequence[Any]) -> dict[str, Any]:
     """Turn KeyValue messages into an object; of a key that is repeated the last value stays.
 
-    Keys are interned: each message brings its own copy of them, and rows wait in buffers by the ten thousand.
+    A key is one object in all of them: each message brings its own copy, and rows wait in buffers by the ten thousand.
     """
     attributes = {}
     # A slice is a list; the messages themselves end an iteration by an IndexError, which takes as long as three items.
     for pair in pairs[:]:
         value = pair.value
         # What is set and not empty tells its kind by itself; to ask for the kind takes as long as reading three.
-        attributes[intern(pair.key)] = value.string_value or value.int_value or value.double_value or any_value(value)
+        attributes[_one(pair.key)] = value.string_value or value.int_value or value.double_value or any_value(value)
     return attributes
+
+
+# Not `sys.intern`, whose texts Python 3.12 keeps for ever: anyone may send keys of any name.
+@lru_cache(maxsize=16_384)
+def _one(key: str) -> str:
+    return key
 
 
 def any_value(value: Any) -> Any:

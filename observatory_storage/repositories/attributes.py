@@ -30,7 +30,8 @@ def trace_attributes(wanted: Mapping[str, Any], filters: TraceFilters) -> list[C
     own, shared = _parted(wanted)
     conditions: list[ColumnElement[bool]] = [Trace.attributes.contains(own)] if own or not shared else []
     for one in shared:
-        # A root may start later than its trace, and so than any bound of the filters.
+        # A root may start later than its trace, and so than the later bound of the filters, but not earlier.
+        since = [] if filters.start_time_from is None else [TraceSpan.start_time >= filters.start_time_from]
         root = (
             select(literal_column("1", Integer))
             .select_from(TraceSpan)
@@ -39,6 +40,7 @@ def trace_attributes(wanted: Mapping[str, Any], filters: TraceFilters) -> list[C
                 TraceSpan.span_id == Trace.root_span_id,
                 TraceSpan.start_time == Trace.root_start_time,
                 _refers_to(one, filters, before=None),
+                *since,
             )
         )
         conditions.append(or_(Trace.attributes.contains(one), and_(~Trace.own_attributes, root.exists())))

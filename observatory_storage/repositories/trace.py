@@ -144,8 +144,9 @@ class TraceRepository(Reader):
     def search_traces(self, text: str, **options: Unpack[SearchOptions]) -> Page[Trace]:
         """Return a page of the traces whose root span's name contains a text in any case, as `list` does.
 
-        Goes by the different names of traces. Where there are more than 1,000 it reads traces instead, the newest
-        first until the page is full: give a time range there.
+        Goes by the different names of traces. Where there are more than 1,000, or where a page of each name that holds
+        the text comes to more than 20,000 traces, it reads traces instead, the newest first until the page is full:
+        give a time range there, or a smaller `limit`.
         """
         return self.list(TraceFilters(name=check_given("text", text), **options))
 

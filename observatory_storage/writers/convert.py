@@ -20,6 +20,7 @@ from observatory_storage.writers.tables import Column, Layout
 GivenRow = Mapping[str, Any]
 WireRow = tuple[Any, ...]
 
+_NONE: Final = frozenset({type(None)})
 _GATHERED_ROWS: Final = 128
 _ATTRIBUTES: Final = "attributes"
 # Under this prefix a row's attributes keep what its column could not hold.
@@ -89,10 +90,9 @@ def convert_column(
 
     Reasons go to `failed` and originals to `kept`, both by the row's place.
     """
-    if column.default is not None and None in values:
+    if column.default is not None and has_none(values):
         values = [column.default if value is None else value for value in values]
-    # Asked about the first one first, because a decimal is slow to tell that it is not None.
-    if not column.required and (not values or values[0] is None) and values.count(None) == len(values):
+    if not column.required and (not values or values[0] is None) and are_none(values):
         return values
     converted = _bulk(column.kind, values)
     if converted is not None and not (column.required and None in converted):
@@ -236,7 +236,7 @@ def well_formed(
     reasons: dict[int, str] = {}
     for name, fits, shape in shapes:
         values = given[name]
-        if values.count(None) == len(values):
+        if are_none(values):
             continue
         # Most spans share these: each object is looked at once.
         objects = dict(zip(map(id, values), values, strict=True))
@@ -247,6 +247,16 @@ def well_formed(
     for place, reason in reasons.items():
         rejections.add(rows[place], reason)
     return [row for place, row in enumerate(rows) if place not in reasons] if reasons else rows
+
+
+def are_none(values: Sequence[Any]) -> bool:
+    """Tell whether all values are None, by their types: to compare one with None may run its own code, and fail."""
+    return set(map(type, values)) <= _NONE
+
+
+def has_none(values: Sequence[Any]) -> bool:
+    """Tell whether some value is None, by their types, as `are_none` does."""
+    return not _NONE.isdisjoint(map(type, values))
 
 
 def take(places: Sequence[int]) -> Callable[[list[Any]], list[Any]]:

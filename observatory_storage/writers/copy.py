@@ -29,13 +29,14 @@ from observatory_storage.models import (
 from observatory_storage.writers.convert import (
     Rejections,
     WireRow,
+    are_none,
     as_mapping,
     convert_columns,
     gather,
     known_rows,
 )
 from observatory_storage.writers.instances import SERVER_COLUMNS
-from observatory_storage.writers.keyed_batch import CHUNK_ROWS
+from observatory_storage.writers.keyed_batch import FIRST_CHUNK_ROWS, bytes_of, next_size
 from observatory_storage.writers.log_batch import identify_logs, log_columns
 from observatory_storage.writers.metric_batch import identify_metric, identify_points, identify_series
 from observatory_storage.writers.metric_columns import MADE_COLUMNS
@@ -136,7 +137,8 @@ class CopyWriter:
         known = (frozenset(target.table.names) | SERVER_COLUMNS | target.sources) - _REFERENCES
         present: frozenset[str] = frozenset()
         layout = target.table.layout(present)
-        while chunk := [as_mapping(row) for row in islice(rows, CHUNK_ROWS)]:
+        size = FIRST_CHUNK_ROWS
+        while chunk := [as_mapping(row) for row in islice(rows, size)]:
             rejections = Rejections()
             _, found = known_rows(chunk, known, rejections)
             for error in rejections.errors:
@@ -154,6 +156,7 @@ class CopyWriter:
             for at, reason in failed.items():
                 raise RejectedRowError(reason, row=chunk[at])
             target.finish(columns, given)
+            size = next_size(size, bytes_of(columns, layout))
             yield layout, list(zip(*map(columns.__getitem__, layout.names), strict=True))
 
 
@@ -181,7 +184,7 @@ def _span_columns(given: Given, projects: Sequence[str], failed: Failed, kept: K
 
 def _metric_columns(given: Given, projects: Sequence[str], failed: Failed, kept: Kept) -> Ready:
     ids: list[Any] = []
-    named = [name for name, values in given.items() if values.count(None) < len(values)]
+    named = [name for name, values in given.items() if not are_none(values)]
     for place, project in enumerate(projects):
         row = {name: value for name in named if (value := given[name][place]) is not None}
         own = row.get("id")

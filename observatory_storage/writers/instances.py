@@ -27,8 +27,8 @@ def mapping_of(instance: DeclarativeBase) -> Mapping[str, Any]:
         unread = state.unloaded.intersection(state.mapper.column_attrs.keys()) - SERVER_COLUMNS
         if unread:
             raise RejectedRowError(
-                f"this {type(instance).__name__} was read without {', '.join(sorted(unread))}, which would be lost; "
-                "read it with its content"
+                f"this {type(instance).__name__} was read without {', '.join(sorted(unread))}, or stored by a session "
+                "that does not know it, and it would be lost; read it again with its content"
             )
     settle = _SETTLED.get(type(instance))
     if settle is not None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, NamedTuple, Self
 
 from observatory_storage.writers.convert import GivenRow, Rejections, WireRow, convert_columns, gather, take
 from observatory_storage.writers.resources import ResourceSet
-from observatory_storage.writers.tables import WriteTable
+from observatory_storage.writers.tables import Layout, WriteTable
 
 # Rows converted before they are sent: the server works on one chunk while the next is converted. With 64 a span takes
 # 0.4 µs more, because a chunk costs 20 to 50 µs beside its rows; with 256 of 1.6 kB 0.1 µs less.
@@ -16,7 +16,7 @@ CHUNK_ROWS: Final = 128
 _MAX_CHUNK_ROWS: Final = 256
 _SMALL_CHUNK_BYTES: Final = 64 * 1024
 # A batch starts with few, because their size is not known before they are converted.
-_FIRST_CHUNK_ROWS: Final = 8
+FIRST_CHUNK_ROWS: Final = 8
 _CHUNK_BYTES: Final = 4 * 1024 * 1024
 # Rows of the next batch that are converted while the server finishes one: so many as it stores in that time.
 _AHEAD_ROWS: Final = 1_500
@@ -31,7 +31,7 @@ class _Chunk(NamedTuple):
     next_size: int
 
 
-_NOTHING: Final = _Chunk([], 0, 0, _FIRST_CHUNK_ROWS)
+_NOTHING: Final = _Chunk([], 0, 0, FIRST_CHUNK_ROWS)
 
 
 class KeyedBatch:
@@ -93,7 +93,7 @@ class KeyedBatch:
 
     def _chunk_of(self, places: Sequence[int], before: _Chunk) -> _Chunk:
         rows, written = self._convert(places)
-        return _Chunk(rows, before.last + len(places), written, _next_size(before.next_size, written))
+        return _Chunk(rows, before.last + len(places), written, next_size(before.next_size, written))
 
     def rows(self, places: Sequence[int]) -> list[WireRow]:
         """Convert and return the rows at some places."""
@@ -183,8 +183,7 @@ class KeyedBatch:
             for at, reason in failed.items():
                 self._reject(places[at], reason)
             return self._convert(places)
-        size = sum(sum(map(len, filter(None, columns[name]))) for name in self.layout.wide)
-        return self._assemble(columns, given, places), size
+        return self._assemble(columns, given, places), bytes_of(columns, self.layout)
 
     def _assemble(
         self, columns: dict[str, list[Any]], given: Mapping[str, list[Any]], places: Sequence[int]
@@ -193,7 +192,12 @@ class KeyedBatch:
         return list(zip(*map(columns.__getitem__, self.layout.names), strict=True))
 
 
-def _next_size(size: int, written: int) -> int:
+def bytes_of(columns: Mapping[str, list[Any]], layout: Layout) -> int:
+    """Return how many bytes the wide columns of converted rows have."""
+    return sum(sum(map(len, filter(None, columns[name]))) for name in layout.wide)
+
+
+def next_size(size: int, written: int) -> int:
     """Return the number of rows of the next chunk: fewer where rows are large, so that memory stays bounded."""
     if written > _CHUNK_BYTES:
         return max(1, size * _CHUNK_BYTES // written)

@@ -22,8 +22,10 @@ from observatory_storage.writers.convert import (
     GivenRow,
     Rejections,
     WireRow,
+    are_none,
     convert_column,
     gather,
+    has_none,
     known_rows,
     take,
     well_formed,
@@ -196,7 +198,7 @@ def _keys(raw: Mapping[str, list[Any]], failed: dict[int, str]) -> tuple[list[An
     ids = raw["id"]
     return (
         times_of(raw, failed),
-        ids if ids.count(None) == len(ids) else convert_column(_OWN_ID, ids, failed, {}),
+        ids if are_none(ids) else convert_column(_OWN_ID, ids, failed, {}),
     )
 
 
@@ -204,7 +206,7 @@ def times_of(raw: Mapping[str, list[Any]], failed: dict[int, str]) -> list[Any]:
     """Return the times under which records are stored, converted, from their columns as given."""
     # A time that is missing never comes from the clock, or a replay would be a new record.
     times = raw["timestamp"]
-    if None in times:
+    if has_none(times):
         times = [
             time if time is not None else observed if observed is not None else UNIX_EPOCH
             for time, observed in zip(times, raw["observed_timestamp"], strict=True)

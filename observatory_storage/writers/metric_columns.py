@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from observatory_storage.errors import RejectedRowError
 from observatory_storage.models.point_checks import check_buckets, check_exemplars, check_quantiles
-from observatory_storage.writers.convert import convert_column
+from observatory_storage.writers.convert import are_none, convert_column
 from observatory_storage.writers.tables import DATA_POINTS
 
 _COUNTS: Final = ("count", "zero_count")
@@ -32,7 +32,7 @@ def point_columns(
         if name not in names:
             return None
         values = given[name]
-        if repair is not None and values.count(None) < len(values):
+        if repair is not None and not are_none(values):
             values = [
                 None if value is None else _tried(repair, value, place, failed) for place, value in enumerate(values)
             ]

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from observatory_storage.identity import content_id
 from observatory_storage.text import repair_json
-from observatory_storage.writers.convert import GivenRow, Rejections, WireRow, convert_column, convert_rows
+from observatory_storage.writers.convert import GivenRow, Rejections, WireRow, are_none, convert_column, convert_rows
 from observatory_storage.writers.rows import Connection, insert_rows
 from observatory_storage.writers.tables import RESOURCES, SPANS
 
@@ -29,7 +29,7 @@ class ResourceSet:
         A resource that cannot be stored is rejected by itself, once, and its rows have none. Reasons to reject
         rows go to `failed`, by place.
         """
-        if given.count(None) == len(given):
+        if are_none(given):
             return convert_column(_ID_COLUMN, ids, failed, {})
         # Decoders share one object among all rows of a resource, and most batches are of one project.
         keys: list[Any] = list(map(id, given))
@@ -41,7 +41,7 @@ class ResourceSet:
             for key, (resource, project) in firsts.items()
         }
         found = list(map(resolved.__getitem__, keys))
-        if ids.count(None) == len(ids):
+        if are_none(ids):
             return found
         own = [own if resource is None else key for own, resource, key in zip(ids, given, found, strict=True)]
         return convert_column(_ID_COLUMN, own, failed, {})

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any, Final, TypeVar
 
 import psycopg
+from psycopg.abc import Buffer
 from psycopg.copy import LibpqWriter
 from psycopg.types.string import BytesBinaryDumper
 
@@ -28,6 +29,10 @@ _INSERT_BYTES: Final = 32 * 1024 * 1024
 # What libpq may hold before a COPY waits for the server. While it waits nothing is converted, and afterwards the
 # server waits for the next chunk: with psycopg's own 1 MB both stand still for a fifth of the time.
 _UNFLUSHED_BYTES: Final = 8 * 1024 * 1024
+# What is handed to libpq at once: each time this thread gives the interpreter away, and another one that is busy keeps
+# it for 5 ms. With pieces of 32 kB as psycopg makes them, which are 20 spans, a writer beside a busy thread would stand
+# still most of the time; what is larger than 128 kB psycopg cuts and copies.
+_HANDED_OVER_BYTES: Final = 88 * 1024
 # COPY takes in a thousand rows at a time and then stores them for some milliseconds. Linux gives a local socket room
 # for 130 rows, so that the server would wait for the next chunk each time; less is granted where less is allowed.
 _SEND_BUFFER: Final = 1024 * 1024
@@ -55,15 +60,25 @@ def copy_rows(connection: Connection, table: str, layout: Layout, chunks: Iterab
         writer.flush_threshold = _UNFLUSHED_BYTES
         with cursor.copy(sql.copy_into(table, layout), writer=writer) as copy:
             copy.set_types([column.kind.copy_type for column in layout.columns])
-            # What `copy.write_row` does, but for whole chunks. Each time that bytes are handed to libpq this thread
-            # gives the interpreter away, and another one that is busy keeps it for 5 ms: psycopg's pieces of 32 kB,
-            # which are 20 spans, would have a writer beside a busy thread stand still most of the time.
+            # What `copy.write_row` does, but for several of psycopg's pieces at once.
             format_row = copy.formatter.write_row
+            pieces: list[Buffer] = []
+            waiting = 0
             for chunk in chunks:
-                pieces = [data for row in chunk if (data := format_row(row))]
-                if pieces:
-                    writer.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+                for row in chunk:
+                    if data := format_row(row):
+                        pieces.append(data)
+                        waiting += len(data)
+                        if waiting >= _HANDED_OVER_BYTES:
+                            writer.write(b"".join(pieces))
+                            pieces.clear()
+                            waiting = 0
                 written += len(chunk)
+                if pieces:
+                    # The server is to work on it while the next chunk is made.
+                    writer.write(b"".join(pieces))
+                    pieces.clear()
+                    waiting = 0
     return written
 
 

@@ -69,7 +69,6 @@ class SharedContent:
                 given = given.get("messages")
             has_messages = (
                 type(given) is list
-                and given != []
                 and (len(given) >= _LEAST_MESSAGES or _begins_with_long_prompt(given))
                 # What logs filled in they may fill in anew, in the span's own columns.
                 and not (rows[place].get("input_from_logs") or rows[place].get("output_from_logs"))

@@ -20,6 +20,7 @@ from observatory_storage.writers.convert import (
     convert_column,
     convert_rows,
     gather,
+    has_none,
     known_rows,
     take,
     unknown_keys,
@@ -227,7 +228,7 @@ class SpanBatch(KeyedBatch):
         kept: dict[int, dict[str, Any]] = {}
         resources, resource_ids = raw.pop("resource"), raw.pop("resource_id")
         raw["project"] = [named or project for named in raw["project"]]
-        if None in raw["start_time"]:
+        if has_none(raw["start_time"]):
             raw["start_time"] = [
                 _start_of(row) if start is None else start for row, start in zip(known, raw["start_time"], strict=True)
             ]

@@ -30,7 +30,7 @@ from observatory_storage.realtime.landed import Landed
 from observatory_storage.realtime.link import Realtime
 from observatory_storage.realtime.publisher import Publisher
 from observatory_storage.writers.config import AUTO_COPY_ROWS, WriteMethod, WriterConfig
-from observatory_storage.writers.convert import GivenRow, Rejections
+from observatory_storage.writers.convert import GivenRow, Rejections, are_none
 
 _log = logging.getLogger(__name__)
 
@@ -360,7 +360,7 @@ def by_project(rows: Mapping[str, Sequence[GivenRow]], project: str) -> Iterator
 
     given = [row.get("project") for some in rows.values() for row in some]
     # In C: most batches say one project, or none.
-    if given.count(None) == len(given) or len({named(row) for some in rows.values() for row in some}) <= 1:
+    if are_none(given) or len({named(row) for some in rows.values() for row in some}) <= 1:
         yield rows
         return
     groups: dict[str, dict[str, list[GivenRow]]] = {}

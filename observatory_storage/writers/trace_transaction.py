@@ -298,6 +298,8 @@ class TraceTransaction:
         rows = spans.rows(sorted(candidates.values()))
         # Looked at for the first time, some turn out to be none that can be stored.
         self._outcome.counts["spans_duplicate"] -= known - len(spans)
+        if not rows:
+            return set()
         bounds = _span_of_time([row[_START] for row in rows])
         parameters = [*_span_keys(rows), *bounds]
         taken = {bytes(key): old for key, *old in query(self._connection, sql.DELETE_OPEN_SPANS, parameters)}
