@@ -59,11 +59,12 @@ def _machines(suites: Mapping[str, Any]) -> Iterator[str]:
         yield from (machine, "", f"Ran there: {', '.join(names)}.", "")
     yield from (
         "Before each timed run tables are emptied or settled and a CHECKPOINT is done (in quick runs at most every "
-        "four seconds), for all ways alike; autovacuum is off on the wheel's server, because it would fall on one "
-        "way and not on another, and suites that read run VACUUM ANALYZE first. fsync is on and commits are "
-        "flushed to disk, in a data directory of the run's own. In suites with one writer, client and server are "
-        "kept on cores of their own, for all ways alike. Rows are seeded; their lengths and the pauses between "
-        "them are drawn from recorded traffic or its quantiles (`benchmarks/distributions.py`).",
+        "four seconds; in growth once before all writes of a size), for all ways alike; autovacuum is off on the "
+        "wheel's server, because it would fall on one way and not on another, and suites that read run VACUUM "
+        "ANALYZE first. fsync is on and commits are flushed to disk, in a data directory of the run's own. In suites "
+        "with one writer, client and server are kept on cores of their own, for all ways alike. Rows are seeded; "
+        "their lengths and the pauses between them are drawn from recorded traffic or its quantiles "
+        "(`benchmarks/distributions.py`).",
         "",
     )
 
