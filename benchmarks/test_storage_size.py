@@ -35,6 +35,10 @@ from tests.servers import database
 ONCE: Final = "messages stored once"
 COPIES: Final = "a copy in each span"
 _ASKED: Final = 100_000
+# What must come out of a run that is long enough to be judged.
+MOST_BYTES: Final = 1 / 3
+LEAST_RATE: Final = 1.0
+MOST_LATENCY: Final = 1.3
 
 # All that the store takes, by table, partitions with their parent: rows, TOAST, indexes, and the text index apart.
 _BYTES: Final = """
@@ -220,6 +224,12 @@ def test_storage_size(
     asked = round(_ASKED / len(rows)) * len(rows)
     for key, value in (("storage_bytes", share), ("storage_rate", rate), ("storage_latency", latency)):
         report.measure(key, value, f"at {spans:,} spans", partial=spans < asked)
+    # What every partition takes without a row weighs too much in a quick run.
+    if spans >= asked:
+        assert share <= MOST_BYTES
+    if size.is_judged:
+        assert rate >= LEAST_RATE
+        assert latency <= MOST_LATENCY
 
 
 def _content(copy: list[dict[str, Any]], trace_id: bytes) -> dict[str, Any]:
