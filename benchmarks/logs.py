@@ -44,8 +44,9 @@ def fill(url: str, hours: int, rows_an_hour: int, head_rows: int) -> None:
                 for row in _rows(number, lower, rows_an_hour if number else head_rows):
                     copy.write_row(row)
             if number:
+                # As maintenance does when the hour is over.
                 connection.execute(f"CREATE INDEX {name}_text_idx ON {name} USING gin ({SEARCH_VECTOR_SQL})".encode())
-        connection.execute("VACUUM ANALYZE logs")
+            connection.execute(f"VACUUM ANALYZE {name}".encode())
         connection.execute("CHECKPOINT")
 
 

@@ -55,6 +55,11 @@ LOG_EXAMPLES: list[tuple[str, Select[*tuple[Any, ...]] | Delete]] = [
         statements.few_matches(EVERYTHING, HOUR, WORD, 5, at_most=9, offset=1, after=AFTER, seen_by=OPEN),
     ),
     ("few_matches", statements.few_matches(NOTHING, HOUR, PHRASE, 5, at_most=9)),
+    ("few_of_text", statements.few_of_text(NOTHING, ANY, NO_WORD, 5, at_most=9)),
+    (
+        "few_of_text",
+        statements.few_of_text(EVERYTHING, HOUR, WORD, 5, at_most=9, offset=1, after=AFTER, seen_by=OPEN),
+    ),
     ("count_logs", statements.count_logs(EVERYTHING, HOUR, 5, WORD)),
     ("rank_logs", statements.rank_logs(EVERYTHING, HOUR, WORD, 5)),
     ("rank_logs", statements.rank_logs(NOTHING, ANY, NO_WORD, 5)),

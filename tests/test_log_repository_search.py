@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -460,6 +461,70 @@ def test_a_rare_word_is_found_by_the_index_and_a_common_one_in_the_newest_partit
         found = repository.search_logs(before)
     assert ids(found) == ids(row for row in newest_first(rows) if row["timestamp"] < at(hours=5))[:10]
     assert read_by(seen.plans[-1]) == {"p2026031016"}
+
+
+SERVICE_INDEX = re.compile(r"Bitmap Index Scan on logs_p(\d+)_project_service_name_timestamp_idx")
+
+
+@pytest.mark.every_server
+def test_of_a_rare_word_the_other_filters_are_looked_at_where_the_text_is_found(pool: StoragePool) -> None:
+    make_hours(pool, 0, 6)
+    rows = [
+        log(
+            number * 1.2,
+            service_name=("api", "db")[number % 2],
+            severity_number=9,
+            body=f"{'needle' if number % 1000 < 2 else 'hay'} of all",
+        )
+        for number in range(18_000)
+    ]
+    store_logs(pool, rows)
+    repository = LogRepository(pool)
+    filters = LogFilters(search="needle", project="default", service_name="db", severity="INFO")
+    expected = ids(row for row in newest_first(rows) if row["service_name"] == "db" and "needle" in row["body"])
+    assert len(expected) == 18
+    # All of the second window but one hour, and then all of it.
+    index_hours(pool, (0, 1, 3, 4))
+    with sent(pool) as seen:
+        assert ids(repository.list(filters)) == expected
+    assert SERVICE_INDEX.findall("\n".join(seen.plans))
+    index_hours(pool, [2])
+    with sent(pool) as seen:
+        assert ids(repository.list(filters)) == expected
+    assert {hour for plan in seen.plans for hour in SERVICE_INDEX.findall(plan)} <= {"2026031016", "2026031017"}
+    assert len(seen) == 2 + 2 * 2
+    # A common word with a rare filter is left to the planner, after one look.
+    with sent(pool) as seen:
+        assert repository.list(LogFilters(search="all", project="default", service_name="none")).items == ()
+    assert len(seen) == 2 + 1 + 2
+    # And so are the records of a trace.
+    with sent(pool) as seen:
+        assert repository.list(LogFilters(search="needle", trace_id=uuid.uuid4())).items == ()
+    assert len(seen) == 2 + 2
+
+
+@pytest.mark.parametrize("few_of_text", [0, 1, 5, 10_000])
+@pytest.mark.parametrize("few", [0, 3, 10_000])
+def test_with_filters_few_and_many_matches_make_the_same_pages(
+    pool: StoragePool, monkeypatch: pytest.MonkeyPatch, few_of_text: int, few: int
+) -> None:
+    make_hours(pool, 0, 8)
+    rows = [
+        log(number * 700, service_name=("api", "db")[number % 5 % 2], body="a match" if number % 3 else "none")
+        for number in range(40)
+    ]
+    store_logs(pool, rows)
+    index_hours(pool, range(6))
+    monkeypatch.setattr(log_reading, "FEW_MATCHES", few)
+    monkeypatch.setattr(log_reading, "FEW_OF_TEXT", few_of_text)
+    expected = ids(row for row in newest_first(rows) if row["body"] == "a match" and row["service_name"] == "db")
+    repository = LogRepository(pool)
+    for offset in (0, 1, 5, 9, 12):
+        page = repository.list(LogFilters(search="match", service_name="db", limit=2, offset=offset))
+        assert ids(page) == expected[offset : offset + 2]
+        if page.next_cursor is not None:
+            rest = LogFilters(search="match", service_name="db", limit=1000, cursor=page.next_cursor)
+            assert ids(repository.list(rest)) == expected[offset + 2 :]
 
 
 @pytest.mark.parametrize("few", [0, 1, 3, 10_000])

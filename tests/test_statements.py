@@ -197,6 +197,7 @@ RETURNS: dict[str, tuple[str, ...]] = {
         "timestamp with time zone",
         "timestamp with time zone",
         "boolean",
+        "boolean",
     ),
     "repositories.reading.SET_TIMEOUT": ("text", "text"),
     "repositories.reading.RESTORE_TIMEOUT": ("text",),

@@ -250,6 +250,18 @@ def test_a_closed_partition_is_summarised_for_those_who_follow(pool: StoragePool
     assert summarised == (0,)
 
 
+@pytest.mark.every_server
+@pytest.mark.usefixtures("partitions")
+def test_the_server_knows_the_words_of_a_partition_that_is_indexed(pool: StoragePool, database_url: str) -> None:
+    store(database_url, CLOSED[0], *(["refund denied"] * 50))
+    TextIndexer(pool).build()
+    with psycopg.connect(database_url) as connection:
+        known = connection.execute(
+            "SELECT most_common_elems::text::text[] FROM pg_stats WHERE tablename = %s", [f"{name(CLOSED[0])}_text_idx"]
+        ).fetchone()
+    assert known == (["denied", "refund"],)
+
+
 def test_the_index_of_messages_is_built_in_little_memory(pool: StoragePool, database_url: str) -> None:
     day = STARTED.replace(hour=0) - dt.timedelta(days=2)
     PartitionManager(pool).ensure(table_of(MessagePack), [day])

@@ -96,6 +96,9 @@ SELECT set_config('maintenance_work_mem', least(
 
 RESET_BUILD_MEMORY: Final = "RESET maintenance_work_mem"
 
+# Looks at 30,000 rows at most, however large the table.
+ANALYZE: Final = "ANALYZE {partition}"
+
 # Waits for whoever uses the table, but makes nobody wait behind it.
 DROP_INDEX: Final = "DROP INDEX CONCURRENTLY IF EXISTS {index}"
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
+from psycopg import sql
 
 from observatory_storage.errors import StorageError, UnavailableError, translate_errors
 from observatory_storage.lifecycle import sql as statements
@@ -125,7 +127,13 @@ class TextIndexer:
 def _create_text_index(connection: psycopg.Connection[Any], partition: str) -> bool:
     name = index_name(partition, _SUFFIX)
     if not partition.startswith(MessagePack.__tablename__):
-        return create_index(connection, partition, name, _DEFINITION)
+        if not create_index(connection, partition, name, _DEFINITION):
+            return False
+        # How common each word is the server learns from the index alone, and autovacuum looks no more at a partition
+        # that nothing is stored in: without it the newest records with a common word took 630 ms instead of 40.
+        with suppress(psycopg.errors.UndefinedTable):
+            connection.execute(sql.SQL(statements.ANALYZE).format(partition=sql.Identifier(partition)))
+        return True
     # A build that holds all words in memory inserts them in ascending order, which leaves every page half empty. Of
     # several that come one after the other the later ones fill the pages of the first: three quarters of the place.
     connection.execute(statements.LIMIT_BUILD_MEMORY, {"table": partition})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
+from sqlalchemy import Select
 from sqlalchemy.orm import Session
 
 from observatory_storage.models import LogRecord
@@ -18,6 +19,8 @@ from observatory_storage.repositories.log_search import Search, find_search
 from observatory_storage.repositories.log_statements import Key
 from observatory_storage.repositories.log_windows import (
     FIRST_WINDOW,
+    GROWTH,
+    GROWTH_OF_SEARCHES,
     LARGEST_WINDOW,
     Window,
     read_partitions,
@@ -31,6 +34,8 @@ from observatory_storage.repositories.reading import Reader
 FEW_MATCHES: Final = 2000
 # In the first window, which holds the head: to find so many of a common word there takes 10 ms.
 _FEW_IN_HEAD: Final = 500
+# Up to so many matches of a text are looked through for those that pass the filters, too.
+FEW_OF_TEXT: Final = 500
 
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
 _LAST: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
@@ -66,7 +71,9 @@ class LogReader(Reader):
             whole = whole.within(Window(None, after.timestamp + _MICROSECOND))
         with self._reading() as session:
             search = find_search(session, filters.search)
-            found = tuple(windows(read_partitions(session), whole, first=first, largest=LARGEST_WINDOW))
+            growth = GROWTH if search is None else GROWTH_OF_SEARCHES
+            partitions = read_partitions(session)
+            found = tuple(windows(partitions, whole, first=first, largest=LARGEST_WINDOW, growth=growth))
         return Reach(filters, search, found)
 
     def _newest(
@@ -82,6 +89,7 @@ class LogReader(Reader):
         found: list[LogRecord] = []
         skipped = filters.offset
         few = min(FEW_MATCHES, _FEW_IN_HEAD)
+        of_text = search is not None and _may_look_through(filters)
         for window in reach.windows:
             with self._reading() as session:
                 if skipped:
@@ -89,8 +97,15 @@ class LogReader(Reader):
                     if passed < skipped:
                         skipped -= passed
                         continue
-                page = _Page(window, limit - len(found), skipped, after, seen_by, few)
-                found += _read(session, reach, page, include_content=include_content)
+                page = _Page(window, limit - len(found), skipped, after, seen_by)
+                keys = None
+                if of_text and window.has_text_index:
+                    keys = page.keys(session, reach, statements.few_of_text, FEW_OF_TEXT)
+                    # A word that is common in one window is so in the others, too.
+                    of_text = keys is not None
+                if search is not None and keys is None:
+                    keys = page.keys(session, reach, statements.few_matches, skipped + few)
+                found += _read(session, reach, page, keys, include_content=include_content)
             skipped, few = 0, FEW_MATCHES
             if len(found) == limit:
                 break
@@ -118,33 +133,52 @@ class _Page(NamedTuple):
     offset: int
     after: LogCursor | None
     seen_by: Snapshot | None
-    few: int
+
+    def keys(
+        self, session: Session, reach: Reach, select: Callable[..., Select[*tuple[Any, ...]]], few: int
+    ) -> list[Key] | None:
+        """Return the keys of its records, newest first, or None where the window has more than a few matches.
+
+        `select` makes the statement that looks for them, `few_matches` or `few_of_text`.
+        """
+        statement = select(
+            reach.filters,
+            self.window,
+            reach.search,
+            self.limit,
+            at_most=few + 1,
+            offset=self.offset,
+            after=self.after,
+            seen_by=self.seen_by,
+        )
+        found = session.execute(statement).all()
+        if found and found[0].match_count > few:
+            return None
+        return [(timestamp, route_id, log_id) for _, timestamp, route_id, log_id in found if log_id is not None]
 
 
-def _read(session: Session, reach: Reach, page: _Page, *, include_content: bool) -> Sequence[LogRecord]:
-    filters, search, _ = reach
-    window, limit, offset, after, seen_by, few = page
-    if search is not None:
-        at_most = offset + few + 1
-        found = session.execute(
-            statements.few_matches(
-                filters, window, search, limit, at_most=at_most, offset=offset, after=after, seen_by=seen_by
-            )
-        ).all()
-        if not found:
+def _may_look_through(filters: LogFilters) -> bool:
+    # A trace has few records, and an index that leads to them.
+    return filters.trace_id is None and bool(statements.conditions(filters, None))
+
+
+def _read(
+    session: Session, reach: Reach, page: _Page, keys: Sequence[Key] | None, *, include_content: bool
+) -> Sequence[LogRecord]:
+    """Read the records with these keys; where they were too many to be looked for, by time."""
+    if keys is not None:
+        if not keys:
             return []
-        if found[0].match_count < at_most:
-            keys = [(timestamp, route_id, log_id) for _, timestamp, route_id, log_id in found]
-            records = session.execute(statements.logs_by_key(keys, include_content=include_content)).scalars()
-            return sorted(records, key=lambda record: (record.timestamp, record.id), reverse=True)
+        records = session.execute(statements.logs_by_key(keys, include_content=include_content)).scalars()
+        return sorted(records, key=lambda record: (record.timestamp, record.id), reverse=True)
     statement = statements.list_logs(
-        filters,
-        window,
-        limit,
-        offset=offset,
-        search=search,
-        after=after,
-        seen_by=seen_by,
+        reach.filters,
+        page.window,
+        page.limit,
+        offset=page.offset,
+        search=reach.search,
+        after=page.after,
+        seen_by=page.seen_by,
         include_content=include_content,
     )
     return session.execute(statement).scalars().all()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
@@ -46,7 +48,8 @@ _SURELY_COUNTED: Final = literal_column("5000", Integer)
 _BECOME_ASCII: Final = {"k": "\u212a", "i": "\u0130"}
 
 
-class Search(NamedTuple):
+@dataclass(frozen=True)
+class Search:
     """A search: its text, and what every match is known to hold.
 
     A `word` that is all ASCII, and plain words that stand one behind the other, a `phrase`. Where there is a phrase,
@@ -63,7 +66,7 @@ class Search(NamedTuple):
         """The query of PostgreSQL."""
         return func.websearch_to_tsquery(_CONFIGURATION, literal(self.text, Text), type_=TSQUERY)
 
-    @property
+    @cached_property
     def condition(self) -> ColumnElement[bool]:
         """What a record's body must fulfil."""
         matches = search_vector(LogRecord.body).bool_op("@@")(self.query)

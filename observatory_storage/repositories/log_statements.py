@@ -39,6 +39,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import defer
 from sqlalchemy.orm.interfaces import ORMOption
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from observatory_storage.models import LogRecord, Trace
 from observatory_storage.models.log import SEARCHED_CHARACTERS, search_vector
@@ -51,7 +52,19 @@ from observatory_storage.repositories.log_windows import Window
 
 _CONTENT: Final = (LogRecord.body_json, LogRecord.attributes, LogRecord.scope_attributes)
 _KEY: Final = (LogRecord.timestamp, LogRecord.route_id, LogRecord.id)
+# What filters compare beside the time.
+_FILTERED: Final = (
+    LogRecord.project,
+    LogRecord.service_name,
+    LogRecord.trace_id,
+    LogRecord.span_id,
+    LogRecord.event_name,
+    LogRecord.scope_name,
+    LogRecord.severity_number,
+    LogRecord.attributes,
+)
 _NEWEST_FIRST: Final = (LogRecord.timestamp.desc(), LogRecord.id.desc())
+_Columns = ReadOnlyColumnCollection[str, ColumnElement[Any]]
 # So much of a body is searched, and so long a snippet may be whatever its words are like.
 _SEARCHED_CHARACTERS: Final = literal_column(str(SEARCHED_CHARACTERS), Integer)
 _SNIPPET_CHARACTERS: Final = literal_column("2000", Integer)
@@ -107,6 +120,32 @@ def few_matches(
     keys = (some.c.timestamp, some.c.route_id, some.c.id)
     statement = select(type_coerce(func.count().over(), BigInteger).label("match_count"), *keys)
     return statement.order_by(some.c.timestamp.desc(), some.c.id.desc()).limit(limit).offset(offset or None)
+
+
+def few_of_text(
+    filters: LogFilters,
+    window: Window,
+    search: Search,
+    limit: int,
+    *,
+    at_most: int,
+    offset: int = 0,
+    after: LogCursor | None = None,
+    seen_by: Snapshot | None = None,
+) -> Select[int, dt.datetime | None, uuid.UUID | None, uuid.UUID | None]:
+    """Select what `few_matches` does, but look for the text first, and for what the filters say in what is found.
+
+    `match_count` is of the text alone, and comes in a row without a key where nothing passes the filters. Left to
+    itself PostgreSQL combines the text index with that of services or of attributes, from which it reads an entry for
+    each record of the service, in each partition, to find the ten that have a rare word.
+    """
+    of_text = _of_page(LogFilters(), window, search, after, seen_by)
+    some = select(*_KEY, *_FILTERED).where(*of_text).limit(at_most).cte("some")
+    counted = select(_count().label("match_count")).select_from(some).subquery("counted")
+    passed = select(some.c.timestamp, some.c.route_id, some.c.id).where(*conditions(filters, None, some.c))
+    page = passed.order_by(some.c.timestamp.desc(), some.c.id.desc()).limit(limit).offset(offset or None).subquery()
+    statement = select(counted.c.match_count, page.c.timestamp, page.c.route_id, page.c.id)
+    return statement.select_from(counted.outerjoin(page, true()))
 
 
 def count_logs(filters: LogFilters, window: Window, at_most: int, search: Search | None = None) -> Select[int]:
@@ -242,27 +281,29 @@ def in_window(window: Window) -> list[ColumnElement[bool]]:
     return found
 
 
-def conditions(filters: LogFilters, search: Search | None) -> list[ColumnElement[bool]]:
+def conditions(
+    filters: LogFilters, search: Search | None, record: type[LogRecord] | _Columns = LogRecord
+) -> list[ColumnElement[bool]]:
     """Return what a record must fulfil besides its time."""
     found: list[ColumnElement[bool]] = [
         column == value
         for column, value in (
-            (LogRecord.project, filters.project),
-            (LogRecord.service_name, filters.service_name),
-            (LogRecord.trace_id, filters.trace_id),
-            (LogRecord.span_id, filters.span_id),
-            (LogRecord.event_name, filters.event_name),
-            (LogRecord.scope_name, filters.scope_name),
+            (record.project, filters.project),
+            (record.service_name, filters.service_name),
+            (record.trace_id, filters.trace_id),
+            (record.span_id, filters.span_id),
+            (record.event_name, filters.event_name),
+            (record.scope_name, filters.scope_name),
         )
         if value is not None
     ]
     severities = filters.severities
     if severities is not None and severities.lowest == severities.highest:
-        found.append(LogRecord.severity_number == severities.lowest)
+        found.append(record.severity_number == severities.lowest)
     elif severities is not None:
-        found.append(LogRecord.severity_number.between(*severities))
+        found.append(record.severity_number.between(*severities))
     if filters.attributes is not None:
-        found.append(LogRecord.attributes.contains(filters.attributes))
+        found.append(record.attributes.contains(filters.attributes))
     if search is not None:
         found.append(search.condition)
     return found

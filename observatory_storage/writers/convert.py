@@ -21,6 +21,7 @@ GivenRow = Mapping[str, Any]
 WireRow = tuple[Any, ...]
 
 _NONE: Final = frozenset({type(None)})
+_DICT: Final = frozenset({dict})
 _GATHERED_ROWS: Final = 128
 _ATTRIBUTES: Final = "attributes"
 # Under this prefix a row's attributes keep what its column could not hold.
@@ -78,6 +79,11 @@ def as_mapping(row: object) -> GivenRow:
     if isinstance(row, DeclarativeBase):
         return mapping_of(row)
     raise RejectedRowError(f"a row is of type {type(row).__name__}; it must be a mapping or a model instance")
+
+
+def as_mappings(rows: list[Any]) -> list[GivenRow]:
+    """Return what `as_mapping` does of each row, the same list where all are dicts."""
+    return rows if set(map(type, rows)) <= _DICT else list(map(as_mapping, rows))
 
 
 def convert_column(

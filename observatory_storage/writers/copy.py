@@ -30,7 +30,7 @@ from observatory_storage.writers.convert import (
     Rejections,
     WireRow,
     are_none,
-    as_mapping,
+    as_mappings,
     convert_columns,
     gather,
     known_rows,
@@ -138,7 +138,7 @@ class CopyWriter:
         present: frozenset[str] = frozenset()
         layout = target.table.layout(present)
         size = FIRST_CHUNK_ROWS
-        while chunk := [as_mapping(row) for row in islice(rows, size)]:
+        while chunk := as_mappings(list(islice(rows, size))):
             rejections = Rejections()
             _, found = known_rows(chunk, known, rejections)
             for error in rejections.errors:
@@ -147,8 +147,8 @@ class CopyWriter:
                 # Columns that are met later start another COPY: what was sent has nothing in them.
                 present |= found
                 layout = target.table.layout(present | target.made)
-            projects = [row.get("project") or self._project for row in chunk]
             given = gather(chunk, (*target.table.names, *target.sources), found)
+            projects = [named or self._project for named in given["project"]]
             failed: Failed = {}
             kept: Kept = {}
             ready = {"project": projects, **target.columns(given, projects, failed, kept)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import marshal
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any, Final, Self
 
 from sqlalchemy import Table
@@ -165,8 +166,7 @@ def identify_logs(columns: dict[str, list[Any]], ordinals: Sequence[Any]) -> Non
         contents = [
             (ordinal, content) if ordinal else content for ordinal, content in zip(ordinals, contents, strict=True)
         ]
-    encoded = map(encode_content, contents)
-    made = timed_ids([time // 1000 + _UNIX_MS_OF_2000 for time in columns["timestamp"]], encoded)
+    made = timed_ids([time // 1000 + _UNIX_MS_OF_2000 for time in columns["timestamp"]], encode_contents(contents))
     columns["id"] = ids = [own or key for own, key in zip(columns["id"], made, strict=True)]
     columns["route_id"] = [trace or key for trace, key in zip(columns["trace_id"], ids, strict=True)]
 
@@ -177,13 +177,13 @@ def contents_of(columns: Mapping[str, list[Any]], number: int) -> Iterator[tuple
     return zip(*(columns.get(name, absent) for name in _CONTENT), strict=True)
 
 
-def encode_content(content: Any) -> bytes:
-    """Encode the content of a record, with its ordinal or without.
+def encode_contents(contents: Iterable[Any]) -> Iterator[bytes]:
+    """Encode the contents of records, with their ordinals or without.
 
     Six times as fast as JSON. Version 2 of the format says the same of equal values, whichever objects they are, and
     is written by every Python so far; a test holds the ids.
     """
-    return marshal.dumps(content, _MARSHAL_VERSION)
+    return map(marshal.dumps, contents, repeat(_MARSHAL_VERSION))
 
 
 def log_columns(
@@ -217,6 +217,8 @@ def times_of(raw: Mapping[str, list[Any]], failed: dict[int, str]) -> list[Any]:
 def _bodies(
     given: Mapping[str, list[Any]], failed: dict[int, str], kept: dict[int, dict[str, Any]]
 ) -> dict[str, list[Any]]:
+    if are_none(given["body_json"]):
+        return {"body": convert_column(BODY, given["body"], failed, kept), "body_json": given["body_json"]}
     # First, because there may be no end to the words of what cannot be stored.
     encoded = convert_column(_BODY_JSON, given["body_json"], failed, kept)
     bodies = [

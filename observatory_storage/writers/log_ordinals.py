@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from observatory_storage.errors import RejectedRowError
 from observatory_storage.writers.convert import GivenRow, Rejections, WireRow, as_mapping, convert_column, gather
-from observatory_storage.writers.log_batch import BODY, LogBatch, contents_of, encode_content, times_of
+from observatory_storage.writers.log_batch import BODY, LogBatch, contents_of, encode_contents, times_of
 
 _AT_ONCE: Final = 256
 _LOOKED_AT: Final = ("timestamp", "observed_timestamp", "body", "body_json", "ordinal", "id")
@@ -97,6 +97,6 @@ class _Contents(LogBatch):
     def _assemble(
         self, columns: dict[str, list[Any]], given: Mapping[str, list[Any]], places: Sequence[int]
     ) -> list[WireRow]:
-        for place, content in zip(places, contents_of(columns, len(places)), strict=True):
-            self.found[id(self._given[place])] = hashlib.blake2b(encode_content(content), digest_size=16).digest()
+        for place, content in zip(places, encode_contents(contents_of(columns, len(places))), strict=True):
+            self.found[id(self._given[place])] = hashlib.blake2b(content, digest_size=16).digest()
         return []
