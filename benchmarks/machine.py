@@ -90,6 +90,19 @@ def cores_apart(url: str) -> Iterator[None]:
         os.sched_setaffinity(server, before)
 
 
+def busy_seconds() -> float | None:
+    """Return how many seconds all CPUs together have worked since the start; None where nothing tells.
+
+    User, system and interrupts of /proc/stat (proc_stat(5)); neither waiting nor what other machines took.
+    """
+    try:
+        numbers = [int(number) for number in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8]]
+    except OSError:
+        return None
+    user, nice, system, _, _, interrupts, soft = numbers
+    return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
+
+
 def _cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 

@@ -7,8 +7,10 @@ whatever their number. Processes are started and have made their rows before any
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from typing import Any, Final, TypeAlias
@@ -18,6 +20,7 @@ import pytest
 from benchmarks.conftest import Report, Size
 from benchmarks.data import SpanSource
 from benchmarks.interleaved import Benchmark, Timings, Way, quartiles
+from benchmarks.machine import busy_seconds
 from benchmarks.spans import SpanWays
 from benchmarks.ways import checkpoint
 from observatory_storage.models import SpanRow
@@ -92,6 +95,31 @@ class Processes:
             process.join()
 
 
+class Meter:
+    """How many CPUs are busy on average while something runs: the whole machine's, with the server's sessions."""
+
+    def __init__(self) -> None:
+        self._busy = 0.0
+        self._seconds = 0.0
+
+    def around(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Return what runs and is counted."""
+
+        def counted() -> None:
+            started, before = time.perf_counter(), busy_seconds()
+            run()
+            after = busy_seconds()
+            if before is not None and after is not None:
+                self._busy += after - before
+                self._seconds += time.perf_counter() - started
+
+        return counted
+
+    @property
+    def cpus(self) -> float | None:
+        return self._busy / self._seconds if self._seconds else None
+
+
 class Threads:
     """Writers in threads of this process, each with a TraceWriter of its own on one pool."""
 
@@ -145,13 +173,16 @@ def test_concurrent_writes(
             connection.commit()
             checkpoint(connection)
 
+    meters: dict[str, Meter] = {}
     with ExitStack() as stack:
         processes = Processes(url, shares)
         stack.callback(processes.close)
         threads = Threads(wide_pool, shares)
 
         def way(kind: str, run: Callable[[str, int, int], None], how: str, count: int) -> Way:
-            return Way(f"{kind}, {how}, {count}", total, lambda: run(how, count, total // count), empty)
+            name = f"{kind}, {how}, {count}"
+            metered = meters.setdefault(name, Meter()).around(lambda: run(how, count, total // count))
+            return Way(name, total, metered, empty)
 
         timings = Timings(
             [
@@ -180,7 +211,8 @@ def test_concurrent_writes(
             ]
             for count in counts
         ],
-        f"One TraceWriter in a process: {quartiles(timings.rates('processes, TraceWriter, 1'))[1]:,.0f} spans/s.",
+        f"One TraceWriter in a process: {quartiles(timings.rates('processes, TraceWriter, 1'))[1]:,.0f} spans/s."
+        f"{_room(meters)}",
     )
     report.lines(
         "concurrent_writes",
@@ -200,6 +232,18 @@ def test_concurrent_writes(
         "two_processes",
         timings.ratio("processes, TraceWriter, 2", "processes, TraceWriter, 1"),
         f"two sessions of encoded blobs against one: {limit:.2f} ×",
+    )
+
+
+def _room(meters: Mapping[str, Meter]) -> str:
+    """Say what one writer leaves of the machine, which bounds what a second can add."""
+    used = [meters[f"processes, TraceWriter, {count}"].cpus for count in (1, 2)]
+    cpus = os.cpu_count()
+    if used[0] is None or used[1] is None or cpus is None:
+        return ""
+    return (
+        f" It and the server keep {used[0]:.2f} of {cpus} CPUs busy, two writers {used[1]:.2f}: at the same cost of a"
+        f" span all of them could store {cpus / used[0]:.2f} times as many."
     )
 
 
