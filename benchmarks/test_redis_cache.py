@@ -19,7 +19,6 @@ from observatory_storage.writers import TraceWriter, WriteMethod, WriterConfig
 from tests.servers import RedisProcess
 
 SPANS = 200
-READS = 40
 LEAST_GAIN = 3.0
 CACHED, UNCACHED, WITHOUT = "cached", "uncached: each dropped before", "a pool without Redis"
 
@@ -54,19 +53,20 @@ def test_get_trace_by_id(
     assert cache is not None
     assert isinstance(trace_id, bytes)
     known = trace_id
+    reads = size.pick(4, 40, 40)
     milliseconds: dict[str, list[float]] = {name: [] for name in (CACHED, UNCACHED, WITHOUT)}
 
     def reading(name: str, which: StoragePool, before: Callable[[], None]) -> Way:
         repository = TraceRepository(which)
 
         def read() -> None:
-            for _ in range(READS):
+            for _ in range(reads):
                 before()
                 started = time.perf_counter()
                 assert len(repository.get_trace_by_id(known).spans) == SPANS
                 milliseconds[name].append((time.perf_counter() - started) * 1000)
 
-        return Way(name, READS, read, lambda: None)
+        return Way(name, reads, read, lambda: None)
 
     timings = Timings(
         [
@@ -82,8 +82,9 @@ def test_get_trace_by_id(
     p50 = {name: statistics.median(values) for name, values in milliseconds.items()}
     benchmark.extra_info.update(machine=machine, p50_ms=p50)
     lines = [f"{name:<34} p50 {value:7.2f} ms   {p50[WITHOUT] / value:5.2f} x" for name, value in p50.items()]
-    report.add(f"get_trace_by_id, {SPANS} spans, {READS * size.rounds} reads each", *lines, machine)
-    assert p50[WITHOUT] / p50[CACHED] >= LEAST_GAIN, lines
+    report.add(f"get_trace_by_id, {SPANS} spans, {reads * size.rounds} reads each", *lines, machine)
+    if size.is_judged:
+        assert p50[WITHOUT] / p50[CACHED] >= LEAST_GAIN, lines
 
 
 def test_writers_beside_redis(

@@ -179,10 +179,15 @@ def database(server_url: str, template: str = "template0") -> Iterator[str]:
     """The URL of a new database, which is dropped afterwards with whoever is still connected to it."""
     name = f"observatory_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server_url, autocommit=True) as admin:
+        # Page by page through the log, as is the default, takes twice as long where nothing is flushed to a disk.
+        careless = admin.execute("SHOW fsync").fetchone() == ("off",)
+        strategy = sql.SQL(" STRATEGY FILE_COPY" if careless else "")
         # UTF-8 whatever the server's default, which may be SQL_ASCII.
         encoding = sql.SQL(" ENCODING 'UTF8'") if template == "template0" else sql.SQL("")
         admin.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)) + encoding
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+            + strategy
+            + encoding
         )
         try:
             yield with_database(server_url, name)

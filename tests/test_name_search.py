@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import psycopg
 import pytest
 import sqlalchemy as sa
+from psycopg.rows import TupleRow
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 from observatory_storage.models import Trace
@@ -95,7 +96,15 @@ def sample() -> list[Row]:
     return rows
 
 
-def ids_by_sql(url: str, text: str, condition: str = "true") -> list[uuid.UUID]:
+@pytest.fixture
+def plain(database_url: str) -> Iterator[psycopg.Connection[TupleRow]]:
+    """A connection that reads traces without any index."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("SET enable_indexscan = off")
+        yield connection
+
+
+def ids_by_sql(plain: psycopg.Connection[TupleRow], text: str, condition: str = "true") -> list[uuid.UUID]:
     """What PostgreSQL itself finds by reading all traces."""
     pattern = "%" + "".join(f"\\{letter}" if letter in "\\%_" else letter for letter in text) + "%"
     query = (
@@ -103,9 +112,7 @@ def ids_by_sql(url: str, text: str, condition: str = "true") -> list[uuid.UUID]:
         + condition
         + " ORDER BY start_time DESC NULLS LAST, id DESC"
     )
-    with psycopg.connect(url) as connection:
-        connection.execute("SET enable_indexscan = off")
-        return [row[0] for row in connection.execute(query.encode(), {"pattern": pattern})]
+    return [row[0] for row in plain.execute(query.encode(), {"pattern": pattern})]
 
 
 def follow(repository: TraceRepository, limit: int, **filters: Any) -> list[uuid.UUID]:
@@ -129,7 +136,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
-def test_what_is_found_is_what_postgresql_finds(pool: StoragePool, database_url: str, way: str) -> None:
+def test_what_is_found_is_what_postgresql_finds(
+    pool: StoragePool, database_url: str, plain: psycopg.Connection[TupleRow], way: str
+) -> None:
     store(pool, sample())
     if way == "by names again and again":
         # As a session that has run long does: one plan for all parameters.
@@ -152,21 +161,20 @@ def test_what_is_found_is_what_postgresql_finds(pool: StoragePool, database_url:
         repository = TraceRepository(later)
         for text in TEXTS:
             for condition, filters in conditions.items():
-                expected = ids_by_sql(database_url, text, condition)
+                expected = ids_by_sql(plain, text, condition)
                 found = repository.list(TraceFilters(name=text, **filters, limit=1000))
                 assert [row.id for row in found] == expected, (text, condition)
 
 
-def test_pages_follow_each_other_and_offsets_skip(pool: StoragePool, database_url: str, way: str) -> None:
+@pytest.mark.usefixtures("way")
+def test_pages_follow_each_other_and_offsets_skip(pool: StoragePool, plain: psycopg.Connection[TupleRow]) -> None:
     store(pool, sample())
     repository = TraceRepository(pool)
     for text in ("chat", "a", "tail", "x", "zeppelin"):
-        expected = ids_by_sql(database_url, text)
+        expected = ids_by_sql(plain, text)
         for limit in (1, 3, 50):
             assert follow(repository, limit, name=text) == expected, (text, limit)
-            assert follow(repository, limit, name=text, project="other") == ids_by_sql(
-                database_url, text, "project = 'other'"
-            )
+            assert follow(repository, limit, name=text, project="other") == ids_by_sql(plain, text, "project = 'other'")
         found = repository.list(TraceFilters(name=text, limit=3, offset=2))
         assert [row.id for row in found] == expected[2:5]
 
@@ -249,6 +257,7 @@ def test_users_and_sessions_have_indexes_of_their_own(
 def test_citus_gets_statements_that_it_takes(
     pool: StoragePool,
     database_url: str,
+    plain: psycopg.Connection[TupleRow],
     recorded_statements: Callable[[], AbstractContextManager[Statements]],
 ) -> None:
     store(pool, sample())
@@ -257,7 +266,7 @@ def test_citus_gets_statements_that_it_takes(
         connection.execute("CREATE TABLE pg_dist_partition (logicalrelid regclass)")
     with recorded_statements() as seen:
         found = TraceRepository(pool).list(TraceFilters(name="chat", limit=1000))
-    assert [row.id for row in found] == ids_by_sql(database_url, "chat")
+    assert [row.id for row in found] == ids_by_sql(plain, "chat")
     assert "RECURSIVE" not in str(seen)
     assert "LATERAL" not in str(seen)
 
