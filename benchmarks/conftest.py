@@ -96,7 +96,7 @@ def size(pytestconfig: pytest.Config) -> Size:
     if not pytestconfig.getoption("benchmark_enable"):
         return Size("smoke", rows=200, rounds=1)
     if pytestconfig.getoption("quick"):
-        return Size("quick", rows=5_000, rounds=3)
+        return Size("quick", rows=4_000, rounds=1)
     if pytestconfig.getoption("full"):
         return Size("full", rows=30_000, rounds=15)
     return Size("default", rows=30_000, rounds=7)

@@ -136,7 +136,7 @@ class Threads:
 
 @pytest.fixture
 def total(size: Size) -> int:
-    return size.pick(200, 4 * BATCH, 16 * BATCH)
+    return size.pick(200, 2 * BATCH, 16 * BATCH)
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_concurrent_writes(
             ]
         )
         timings.run_round(keep=False)
-        benchmark.pedantic(timings.run_round, rounds=size.pick(1, 2, 5))
+        benchmark.pedantic(timings.run_round, rounds=size.pick(1, 1, 5))
         empty()
     benchmark.extra_info.update(machine=machine)
     kinds = ("processes", "threads")

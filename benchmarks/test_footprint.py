@@ -74,7 +74,7 @@ def test_import_time(size: Size, benchmark: Benchmark, report: Report, machine: 
             seconds[name].append(float(output[0]))
             memory[name].append(float(output[1]) / 1e6)
 
-    benchmark.pedantic(run_round, rounds=size.pick(1, 3, 9))
+    benchmark.pedantic(run_round, rounds=size.pick(1, 1, 9))
     base = statistics.median(seconds[SQLALCHEMY])
     rows = []
     for name in imports:
@@ -107,7 +107,7 @@ def span_ways(pool: StoragePool) -> Iterator[SpanWays]:
 
 
 def test_memory_while_writing(url: str, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
-    rows = size.pick(200, 5_000, 30_000)
+    rows = size.pick(200, 2_500, 30_000)
     names = ["server limit: encoded blob", "CopyWriter", "TraceWriter, COPY", "TraceWriter, INSERT"]
     names.append(ways.EXECUTEMANY)
     if size.name in ("smoke", "quick"):

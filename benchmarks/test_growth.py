@@ -103,7 +103,7 @@ def sizes(size: Size) -> tuple[int, ...]:
     if size.name == "smoke":
         return (400, 800)
     if size.name == "quick":
-        return (5_000, 25_000)
+        return (2_500, 12_500)
     return (50_000, 500_000) if size.name == "default" else (50_000, 500_000, 5_000_000)
 
 
@@ -116,7 +116,7 @@ def stores(url: str, template: str, size: Size, sizes: tuple[int, ...]) -> Itera
             stack.enter_context(StoragePool.from_url(one, min_connections=1, max_connections=1)) for one in urls
         )
         # Encoded in the small store, whose resources are those that the rows name.
-        spans = Template(small, size.pick(400, 5_000, 10_000))
+        spans = Template(small, size.pick(400, 2_500, 10_000))
         write(empty, spans.rows)
         yield Stores(spans, large, small, empty, spans.load(small, sizes[0]))
 
@@ -217,13 +217,13 @@ def _report_reads(report: Report, read: dict[int, Latencies]) -> None:
 def test_memory_of_a_long_run(
     url: str, template: str, size: Size, benchmark: Benchmark, report: Report, machine: str
 ) -> None:
-    total = size.pick(1_000, 150_000, 500_000, 5_000_000)
-    step = size.pick(400, 50_000, 50_000)
+    total = size.pick(1_000, 20_000, 500_000, 5_000_000)
+    step = size.pick(400, 10_000, 50_000)
     found: list[tuple[int, float]] = []
 
     def run() -> None:
         with database(url, template) as own:
-            command = [sys.executable, "-c", _LONG_RUN, own, str(total), str(step), str(size.pick(400, 5_000, 10_000))]
+            command = [sys.executable, "-c", _LONG_RUN, own, str(total), str(step), str(size.pick(400, 2_500, 10_000))]
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
                 assert process.stdout is not None
                 for line in process.stdout:
@@ -290,7 +290,7 @@ def _writes(stores: Stores, size: Size, stored: int) -> Timings:
     empty one, whose pages are new: 0.85 at 5,000,000 spans. A server that is written to does that once in
     `checkpoint_timeout`.
     """
-    count = size.pick(100, 5_000, 10_000)
+    count = size.pick(100, 2_500, 10_000)
     rows: list[SpanRow] = []
     blobs: list[bytes] = []
 
@@ -324,7 +324,7 @@ def _writes(stores: Stores, size: Size, stored: int) -> Timings:
     first = stored // 100
     with stores.large.raw_connection() as connection:
         checkpoint(connection)
-    rounds = size.pick(1, 3, 7)
+    rounds = size.pick(1, 1, 7)
     for number in range(rounds + 1):
         rows[:] = stores.template.fresh(count, first + number)
         later = Copy.number(first + number, 7, 0, int(23.2 * 3600e6))

@@ -51,12 +51,12 @@ def pools(url: str, template: str) -> Iterator[dict[str, StoragePool]]:
 def test_late_indexes(
     pools: dict[str, StoragePool], size: Size, benchmark: Benchmark, report: Report, machine: str
 ) -> None:
-    made = {name: SpanWays(pool, size.pick(200, 5_000, 20_000), blobs_only=True) for name, pool in pools.items()}
+    made = {name: SpanWays(pool, size.pick(200, 3_000, 20_000), blobs_only=True) for name, pool in pools.items()}
     for name in (KEY, NONE):
         _drop_indexes(pools[name], and_key=name == NONE)
     timings = Timings([way for name, one in made.items() for way in _ways(name, one)])
     timings.run_round(keep=False)
-    benchmark.pedantic(timings.run_round, rounds=size.pick(1, 2, 5, 9))
+    benchmark.pedantic(timings.run_round, rounds=size.pick(1, 1, 5, 9))
     records = timings.summary({"of the limit without index": BASE})
     benchmark.extra_info.update(machine=machine, ways=records)
     report.ways("Ingest by the indexes of trace_spans; those of traces are there in all", records)
@@ -81,7 +81,7 @@ def _ways(name: str, made: SpanWays) -> list[Way]:
 
 
 def _report_reads(pools: dict[str, StoragePool], size: Size, report: Report) -> None:
-    spans = size.pick(400, 10_000, 100_000, SPANS_A_DAY)
+    spans = size.pick(400, 5_000, 100_000, SPANS_A_DAY)
     template = Template(pools[ALL], size.pick(400, 5_000, 10_000))
     copies = template.load(pools[ALL], spans)
     template.load(pools[KEY], spans)

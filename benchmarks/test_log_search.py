@@ -68,7 +68,7 @@ SEARCHES: Final[Mapping[str, Search]] = {
 @pytest.fixture(scope="module")
 def scale(size: Size) -> Scale:
     return Scale(
-        size.pick(3, 20, 20), size.pick(200, 1_000, 20_000, 50_000), size.pick(50, 500, 5_000), size.pick(1, 5, 30)
+        size.pick(3, 8, 20), size.pick(200, 1_000, 20_000, 50_000), size.pick(50, 500, 5_000), size.pick(1, 3, 30)
     )
 
 
@@ -108,7 +108,7 @@ def test_log_search(
                     seconds[name, of].append(time.perf_counter() - started)
 
     freeze()
-    for _ in range(size.pick(1, 3, 3)):
+    for _ in range(size.pick(1, 1, 3)):
         run_round(keep=False)
     benchmark.pedantic(run_round, rounds=scale.rounds)
     rows = []

@@ -44,11 +44,11 @@ def test_otlp_ingest(pool: StoragePool, size: Size, benchmark: Benchmark, report
 
 def test_whole_conversations(pool: StoragePool, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
     """Each call with the whole conversation so far: recorded agent runs, where they are, else made ones."""
-    recorded = tau_runs() if size.is_judged else None
+    recorded = tau_runs() if size.rows >= 30_000 else None
     if recorded is not None:
         payloads, source = [recorded], "40 recorded agent runs"
     else:
-        payloads = [*requests(SpanSource(seed=9, whole=True).spans(size.pick(100, 1_000, 1_000)))]
+        payloads = [*requests(SpanSource(seed=9, whole=True).spans(size.pick(100, 400, 1_000)))]
         source = "Made agent runs"
     rows = sum(len(decode_traces(payload).spans) for payload in payloads)
     timings, made = _timings(pool, payloads, rows)

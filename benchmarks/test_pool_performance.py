@@ -25,7 +25,7 @@ def test_borrowing(url: str, size: Size, benchmark: Benchmark, report: Report, m
     with ExitStack() as stack:
         operations = _ways(url, stack)
         timings = Latencies(operations)
-        benchmark.pedantic(lambda: timings.run(size.pick(2, 100, 500)), rounds=1)
+        benchmark.pedantic(lambda: timings.run(size.pick(2, 40, 500)), rounds=1)
         benchmark.extra_info.update(machine=machine, pools=timings.records())
         report.table(
             "Borrow, SELECT 1, give back; one thread, ms",

@@ -127,7 +127,7 @@ def test_writers_beside_redis(
     records: list[dict[str, Any]] = timings.summary({"of none": "no Redis"})
     benchmark.extra_info.update(machine=machine, ways=records)
     report.add("TraceWriter by COPY beside Redis", *table(records), machine)
-    if size.is_judged:
+    if size.name in ("default", "full"):
         assert timings.ratio("Redis that does not answer", "no Redis") >= 0.9
 
 

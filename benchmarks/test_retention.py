@@ -125,21 +125,21 @@ def _start(row: SpanRow) -> dt.datetime:
 
 @pytest.fixture(scope="module")
 def plan(size: Size) -> Plan:
-    # Of 30 days 9 go with their partitions, of 14 more one project's rows do.
-    days, short, long = (6, 2, 4) if size.name == "smoke" else (30, 7, 21)
+    # Of 30 days 9 go with their partitions, of 14 more the rows of one project do; of 9 days 3 and 3.
+    days, short, long = {"smoke": (6, 2, 4), "quick": (9, 3, 6)}.get(size.name, (30, 7, 21))
     copies_a_day = size.pick(1, 2, 4, 10)
-    spans = size.pick(480, 50_000, 500_000, 5_000_000)
+    spans = size.pick(480, 10_000, 500_000, 5_000_000)
     traces = -(-spans // (2 * days * copies_a_day * SPANS_PER_TRACE))
     return Plan(
         days,
         {SHORT: short, LONG: long},
         copies_a_day,
         traces * SPANS_PER_TRACE,
-        talk_spans=size.pick(5, 20, 60, 200),
+        talk_spans=size.pick(5, 10, 60, 200),
         writers=size.pick(1, 4, 4),
         batch_rows=size.pick(40, 500, 1_500),
         warm_up_seconds=size.pick(0, 1, 5, 10),
-        window_seconds=0.1 if size.name == "smoke" else size.pick(0, 4, 20, 120),
+        window_seconds=0.1 if size.name == "smoke" else size.pick(0, 2, 20, 120),
     )
 
 

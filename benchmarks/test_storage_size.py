@@ -150,7 +150,7 @@ def test_storage_size(
     stores: dict[str, Store], rows: Repeated, size: Size, benchmark: Benchmark, report: Report, machine: str
 ) -> None:
     # 100,000 spans but in a quick run; each round has as many as a writer puts into one transaction.
-    wanted = _ASKED if size.rows >= 30_000 else size.rows * 2
+    wanted = _ASKED if size.rows >= 30_000 else size.rows
     copies = max(3, round(wanted / len(rows)))
     at_once = max(1, 5_000 // len(rows))
     # Which copy each trace is of.
@@ -174,7 +174,7 @@ def test_storage_size(
     known = sorted(traces)
     for store in stores.values():
         store.settle()
-    for round_number in range(400 if size.is_judged else 20):
+    for round_number in range(size.pick(20, 100, 400)):
         trace_id = dice.choice(known)
         order = list(stores.values()) if round_number % 2 else [*stores.values()][::-1]
         first, second = (store.read(uuid.UUID(bytes=trace_id)) for store in order)

@@ -23,7 +23,7 @@ _NO_CONTENT: Final = ("input", "output", "attributes", "session_id", "status_mes
 
 @pytest.fixture(scope="module")
 def made(pool: StoragePool, size: Size) -> Iterator[SpanWays]:
-    made = SpanWays(pool, size.pick(400, 4_000, 20_000))
+    made = SpanWays(pool, size.pick(400, 2_000, 20_000))
     yield made
     made.close()
 
@@ -42,7 +42,7 @@ def test_sizes_of_batches(made: SpanWays, size: Size, benchmark: Benchmark, repo
         ]
     )
     timings.run_round(keep=False)
-    benchmark.pedantic(timings.run_round, rounds=size.pick(1, 2, 5))
+    benchmark.pedantic(timings.run_round, rounds=size.pick(1, 1, 5))
     benchmark.extra_info.update(machine=machine)
     largest = f"limit, {batches[-1]}"
     rows_of_table = [
@@ -78,7 +78,7 @@ def test_sizes_of_batches(made: SpanWays, size: Size, benchmark: Benchmark, repo
 
 
 def test_sizes_of_rows(pool: StoragePool, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
-    count = size.pick(200, 2_000, 10_000)
+    count = size.pick(200, 500, 10_000)
     kinds: dict[str, list[SpanRow]] = {
         "without content": [_without_content(row) for row in SpanSource(seed=4).spans(count)],
         "latest message": SpanSource(seed=4).spans(count),
@@ -93,7 +93,7 @@ def test_sizes_of_rows(pool: StoragePool, size: Size, benchmark: Benchmark, repo
             made = SpanWays(pool, len(spans), spans=spans)
             timings = Timings([made.limit(), *(way for way in made.own() if way.name in names)])
             timings.run_round(keep=False)
-            for _ in range(size.pick(1, 2, 5)):
+            for _ in range(size.pick(1, 1, 5)):
                 timings.run_round()
             parts = [_spread(timings, way, ways.LIMIT) for way in names]
             limit = quartiles(timings.rates(ways.LIMIT))[1]
@@ -112,7 +112,7 @@ def test_sizes_of_rows(pool: StoragePool, size: Size, benchmark: Benchmark, repo
 def test_what_callers_hand_over(
     made: SpanWays, pool: StoragePool, size: Size, benchmark: Benchmark, report: Report, machine: str
 ) -> None:
-    rows = size.pick(100, 2_000, 10_000)
+    rows = size.pick(100, 1_000, 10_000)
     spans = made.spans[:rows]
     instances: list[TraceSpan] = []
     llm_spans = [LlmSpan.from_row(row) for row in made.spans[:rows]]
@@ -154,7 +154,7 @@ def test_what_callers_hand_over(
         ]
     )
     timings.run_round(keep=False)
-    benchmark.pedantic(timings.run_round, rounds=size.pick(1, 2, 5))
+    benchmark.pedantic(timings.run_round, rounds=size.pick(1, 1, 5))
     records = timings.summary({"× mappings": "write_spans(mappings)"})
     benchmark.extra_info.update(machine=machine, ways=records)
     report.ways("What callers hand over (made beforehand)", records)

@@ -497,10 +497,16 @@ def test_of_a_rare_word_the_other_filters_are_looked_at_where_the_text_is_found(
     with sent(pool) as seen:
         assert repository.list(LogFilters(search="all", project="default", service_name="none")).items == ()
     assert len(seen) == 2 + 1 + 2
-    # And so are the records of a trace.
-    with sent(pool) as seen:
-        assert repository.list(LogFilters(search="needle", trace_id=uuid.uuid4())).items == ()
-    assert len(seen) == 2 + 2
+    # And so are the records of a trace, and phrases: each body with the words would be read, of all services.
+    for other in (
+        LogFilters(search="needle", trace_id=uuid.uuid4()),
+        LogFilters(search='"all of" needle', service_name="none"),
+        LogFilters(search='"all of" OR absent', service_name="none"),
+    ):
+        with sent(pool) as seen:
+            assert repository.list(other).items == ()
+        assert len(seen) == 2 + 2
+        assert not any("WITH some" in statement for statement in seen)
 
 
 @pytest.mark.parametrize("few_of_text", [0, 1, 5, 10_000])

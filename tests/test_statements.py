@@ -154,6 +154,8 @@ RETURNS: dict[str, tuple[str, ...]] = {
     "lifecycle.sql.CLOSED_PARTITIONS": ("text", "text[]", "boolean"),
     "lifecycle.sql.LIMIT_BUILD_MEMORY": ("text",),
     "lifecycle.sql.SUMMARIZE_BRIN": ("bigint",),
+    "lifecycle.sql.LIMIT_ANALYZED_ROWS": ("boolean",),
+    "lifecycle.sql.UNKNOWN_WORDS": ("text",),
     "lifecycle.sql.ROWS_IN_DEFAULT": ("timestamp with time zone", "bigint"),
     "lifecycle.sql.PARTITION_SIZES": ("text", "bigint", "bigint"),
     "lifecycle.sql.TRY_MAINTENANCE_LOCK": ("boolean",),

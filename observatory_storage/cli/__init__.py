@@ -25,6 +25,7 @@ def main() -> None:
             f"observatory-storage: the command line needs {missing}, which is not installed; "
             "install it with: pip install 'observatory-storage[cli]'"
         )
+    finally:
+        gc.enable()
     gc.freeze()
-    gc.enable()
     run()

@@ -96,8 +96,39 @@ SELECT set_config('maintenance_work_mem', least(
 
 RESET_BUILD_MEMORY: Final = "RESET maintenance_work_mem"
 
-# Looks at 30,000 rows at most, however large the table.
 ANALYZE: Final = "ANALYZE {partition}"
+
+# Of columns alone, without what indexes on expressions hold.
+ANALYZE_COLUMNS: Final = "ANALYZE {partition} ({columns})"
+
+# ANALYZE keeps the words of all rows that it looks at, 300 for each unit of its target, in memory that nothing bounds.
+# So fewer where rows are large: what lies in 32 MB of the table, and what the session would look at at most.
+LIMIT_ANALYZED_ROWS: Final = """
+WITH wanted AS (
+    SELECT setting::bigint AS usual,
+           greatest(1, 32 * 1024 * 1024 / 300 * greatest(reltuples, 1)::bigint / greatest(pg_table_size(oid), 1)) AS fit
+    FROM pg_class CROSS JOIN pg_settings
+    WHERE oid = to_regclass(quote_ident(%(table)s)) AND name = 'default_statistics_target'
+)
+SELECT set_config('default_statistics_target', least(usual, fit)::text, false)::bigint < usual AS are_fewer FROM wanted
+"""
+
+RESET_ANALYZED_ROWS: Final = "RESET default_statistics_target"
+
+# Partitions with rows and a text index whose words the server knows nothing of, the newest first: where ANALYZE was
+# kept from them, and those that older releases indexed. What was never analyzed nor indexed has -1 rows.
+UNKNOWN_WORDS: Final = """
+SELECT c.relname::text
+FROM pg_inherits AS i
+JOIN pg_class AS c ON c.oid = i.inhrelid
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_index AS x ON x.indrelid = c.oid AND x.indisvalid
+JOIN pg_class AS xc ON xc.oid = x.indexrelid AND right(xc.relname, 9) = '_text_idx'
+WHERE i.inhparent = %(table)s::regclass AND c.reltuples <> 0 AND pg_relation_size(c.oid) > 0
+  AND NOT EXISTS (SELECT FROM pg_stats AS s WHERE s.schemaname = n.nspname AND s.tablename = xc.relname)
+ORDER BY c.relname DESC
+LIMIT %(at_most)s::integer
+"""
 
 # Waits for whoever uses the table, but makes nobody wait behind it.
 DROP_INDEX: Final = "DROP INDEX CONCURRENTLY IF EXISTS {index}"

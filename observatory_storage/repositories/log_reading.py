@@ -34,8 +34,9 @@ from observatory_storage.repositories.reading import Reader
 FEW_MATCHES: Final = 2000
 # In the first window, which holds the head: to find so many of a common word there takes 10 ms.
 _FEW_IN_HEAD: Final = 500
-# Up to so many matches of a text are looked through for those that pass the filters, too.
+# Up to so many matches of a text are looked through for those that pass the filters, too; in large windows more.
 FEW_OF_TEXT: Final = 500
+_FEW_OF_TEXT_A_PARTITION: Final = 20
 
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
 _LAST: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
@@ -72,7 +73,7 @@ class LogReader(Reader):
         with self._reading() as session:
             search = find_search(session, filters.search)
             growth = GROWTH if search is None else GROWTH_OF_SEARCHES
-            partitions = read_partitions(session)
+            partitions = read_partitions(session, text_indexes=_may_look_through(filters, search))
             found = tuple(windows(partitions, whole, first=first, largest=LARGEST_WINDOW, growth=growth))
         return Reach(filters, search, found)
 
@@ -89,7 +90,7 @@ class LogReader(Reader):
         found: list[LogRecord] = []
         skipped = filters.offset
         few = min(FEW_MATCHES, _FEW_IN_HEAD)
-        of_text = search is not None and _may_look_through(filters)
+        of_text = _may_look_through(filters, search)
         for window in reach.windows:
             with self._reading() as session:
                 if skipped:
@@ -99,8 +100,9 @@ class LogReader(Reader):
                         continue
                 page = _Page(window, limit - len(found), skipped, after, seen_by)
                 keys = None
-                if of_text and window.has_text_index:
-                    keys = page.keys(session, reach, statements.few_of_text, FEW_OF_TEXT)
+                if of_text and window.text_indexes:
+                    at_most = max(FEW_OF_TEXT, window.text_indexes * _FEW_OF_TEXT_A_PARTITION)
+                    keys = page.keys(session, reach, statements.few_of_text, at_most)
                     # A word that is common in one window is so in the others, too.
                     of_text = keys is not None
                 if search is not None and keys is None:
@@ -137,7 +139,7 @@ class _Page(NamedTuple):
     def keys(
         self, session: Session, reach: Reach, select: Callable[..., Select[*tuple[Any, ...]]], few: int
     ) -> list[Key] | None:
-        """Return the keys of its records, newest first, or None where the window has more than a few matches.
+        """Return the keys of its records, in any order, or None where the window has more than a few matches.
 
         `select` makes the statement that looks for them, `few_matches` or `few_of_text`.
         """
@@ -157,9 +159,12 @@ class _Page(NamedTuple):
         return [(timestamp, route_id, log_id) for _, timestamp, route_id, log_id in found if log_id is not None]
 
 
-def _may_look_through(filters: LogFilters) -> bool:
-    # A trace has few records, and an index that leads to them.
-    return filters.trace_id is None and bool(statements.conditions(filters, None))
+def _may_look_through(filters: LogFilters, search: Search | None) -> bool:
+    # A trace has few records, and an index that leads to them. A phrase is read for in each body that has its words,
+    # of which a filter leaves fewer.
+    if search is None or not search.is_looked_up or filters.trace_id is not None:
+        return False
+    return bool(statements.conditions(filters, None))
 
 
 def _read(

@@ -53,13 +53,15 @@ class Search:
     """A search: its text, and what every match is known to hold.
 
     A `word` that is all ASCII, and plain words that stand one behind the other, a `phrase`. Where there is a phrase,
-    `words` is a query of all words wherever they stand.
+    `words` is a query of all words wherever they stand. `is_looked_up`: a text index alone says what matches. It knows
+    no places: of a phrase, also within OR, it only says which bodies are to be read.
     """
 
     text: str
     word: str | None = None
     phrase: tuple[str, ...] = ()
     words: str | None = None
+    is_looked_up: bool = False
 
     @property
     def query(self) -> ColumnElement[str]:
@@ -109,10 +111,12 @@ def find_search(session: Session, text: str | None) -> Search | None:
         raise _refusal(text, "holds no word to search for")
     if looked_up in ("", _EVERYTHING):
         raise _refusal(text, "only excludes words; name one to search for beside them")
+    is_looked_up = _PHRASED.search(looked_up) is None
     if not _WORDS.fullmatch(looked_up):
-        return Search(text)
+        return Search(text, is_looked_up=is_looked_up)
     word, phrase = _common_word(looked_up), _common_phrase(looked_up)
-    return Search(text, word, phrase, _PHRASED.sub(r"\1 & ", looked_up) if phrase else None)
+    words = _PHRASED.sub(r"\1 & ", looked_up) if phrase else None
+    return Search(text, word, phrase, words, is_looked_up)
 
 
 def _refusal(text: str, reason: str) -> InvalidFilterError:
