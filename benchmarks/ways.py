@@ -24,6 +24,7 @@ from psycopg.types.string import BytesBinaryDumper
 from sqlalchemy import insert
 from sqlalchemy.dialects import postgresql
 
+from benchmarks.busy_core import BusyCore
 from benchmarks.interleaved import Way
 from benchmarks.others import AsyncpgCopy, Psql
 from observatory_storage.models.base import Base
@@ -32,6 +33,7 @@ from observatory_storage.writers import WriteMethod
 
 BATCH_ROWS: Final = 5_000
 LIMIT: Final = "server limit: encoded blob"
+LIMIT_BESIDE_WORK: Final = "server limit beside a busy core"
 COPY_WRITER: Final = "CopyWriter"
 WRITE_ROW: Final = "psycopg write_row, ready tuples"
 BY_HAND: Final = "psycopg write_row, from mappings"
@@ -89,10 +91,12 @@ class Ways(ABC):
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self.psql: Psql | None = None
         self._asyncpg: AsyncpgCopy | None = None
+        self._busy_core: BusyCore | None = None
         self._tuples: list[tuple[Any, ...]] = []
         if outsiders:
             self._tuples = [self._ready(row) for row in self.complete]
             self.psql = Psql.find(pool)
+            self._busy_core = BusyCore()
             self._asyncpg = AsyncpgCopy(pool, self.table, self.columns, self._types)
             self._records = [[*self._asyncpg.records(batch)] for batch in batches(self.complete)]
             self._directory = tempfile.TemporaryDirectory(prefix="obs-ways-")
@@ -110,6 +114,8 @@ class Ways(ABC):
     def close(self) -> None:
         """Leave no row, no connection and no file."""
         self.empty()
+        if self._busy_core is not None:
+            self._busy_core.close()
         if self._asyncpg is not None:
             self._asyncpg.close()
         if self._directory is not None:
@@ -124,9 +130,12 @@ class Ways(ABC):
         return self.way(LIMIT, self.send_blobs)
 
     def by_hand(self) -> list[Way]:
-        """COPY by other programs, other libraries, and by hand."""
+        """COPY by other programs, other libraries, and by hand; and what the limit is where a client has work to do."""
         assert self._asyncpg is not None
+        assert self._busy_core is not None
+        beside = self._busy_core.beside
         ways = [
+            self.way(LIMIT_BESIDE_WORK, lambda: beside(self.send_blobs)),
             self.way(WRITE_ROW, self._write_tuples),
             self.way(BY_HAND, self._write_mappings),
             self.way(ASYNCPG, self._by_asyncpg),

@@ -116,7 +116,8 @@ SELECT set_config('default_statistics_target', least(usual, fit)::text, false)::
 RESET_ANALYZED_ROWS: Final = "RESET default_statistics_target"
 
 # Partitions with rows and a text index whose words the server knows nothing of, the newest first: where ANALYZE was
-# kept from them, and those that older releases indexed. What was never analyzed nor indexed has -1 rows.
+# kept from them, and those that older releases indexed. What was never analyzed nor indexed has -1 rows. Counted, so
+# that each partition is looked up: joined to all statistics, 600 partitions took seven seconds.
 UNKNOWN_WORDS: Final = """
 SELECT c.relname::text
 FROM pg_inherits AS i
@@ -125,7 +126,7 @@ JOIN pg_namespace AS n ON n.oid = c.relnamespace
 JOIN pg_index AS x ON x.indrelid = c.oid AND x.indisvalid
 JOIN pg_class AS xc ON xc.oid = x.indexrelid AND right(xc.relname, 9) = '_text_idx'
 WHERE i.inhparent = %(table)s::regclass AND c.reltuples <> 0 AND pg_relation_size(c.oid) > 0
-  AND NOT EXISTS (SELECT FROM pg_stats AS s WHERE s.schemaname = n.nspname AND s.tablename = xc.relname)
+  AND (SELECT count(*) FROM pg_stats AS s WHERE s.schemaname = n.nspname AND s.tablename = xc.relname) = 0
 ORDER BY c.relname DESC
 LIMIT %(at_most)s::integer
 """

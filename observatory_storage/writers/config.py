@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, Va
 
 from observatory_storage.errors import ConfigurationError
 
-# Below this many rows one INSERT … SELECT FROM unnest is as fast as COPY, or nearly, and a duplicate costs it nothing
-# (docs/decisions/copy-and-insert.md).
+# Below this many rows one INSERT … SELECT FROM unnest is as fast as COPY with its extra round trips, to a server in the
+# same network (docs/decisions/copy-and-insert.md).
 AUTO_COPY_ROWS: Final = 50
 
 
