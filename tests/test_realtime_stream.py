@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
@@ -305,6 +306,30 @@ def test_a_redis_that_is_away_is_said_at_the_beginning(own_pool: StoragePool, se
     server.kill()
     with pytest.raises(UnavailableError, match="Redis does not answer"):
         own_pool.stream.tail()
+
+
+def test_a_pool_that_closes_tears_no_connection_from_under_its_followers(database_url: str, redis_url: str) -> None:
+    def follow(pool: StoragePool) -> None:
+        assert pool.realtime is not None
+        watch = pool.realtime.watch_logs(None)
+        assert watch is not None
+        ready.release()
+        for _ in range(3):
+            watch.wait(0.1)
+        with suppress(UnavailableError):
+            list(pool.stream.tail(idle_timeout_seconds=0.1))
+
+    ready = threading.Semaphore(0)
+    with ThreadPoolExecutor(4) as threads:
+        for round_number in range(5):
+            pool = StoragePool.from_url(database_url, redis_url=redis_url, min_connections=0, max_connections=1)
+            running = [threads.submit(follow, pool) for _ in range(4)]
+            for _ in running:
+                ready.acquire()
+            time.sleep(0.02 + 0.03 * round_number)
+            pool.close()
+            for future in running:
+                future.result()
 
 
 def test_what_is_too_much_is_dropped_and_counted_and_never_waited_for(

@@ -20,6 +20,8 @@ _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 # One that opens again so soon has met a Redis that answers a ping in time and little else: the next pause is longer.
 _STEADY_SECONDS: Final = 10.0
+# A probe under way ends by the timeouts of its connection, which are shorter as a rule.
+_STOP_SECONDS: Final = 1.0
 
 
 class Breaker:
@@ -41,6 +43,7 @@ class Breaker:
         """How often it has opened."""
         self._lock = threading.Lock()
         self._over = threading.Event()
+        self._asking: threading.Thread | None = None
         self._pause = _FIRST_PAUSE_SECONDS
         self._closed_at = time.monotonic()
         self._pid = os.getpid()
@@ -70,19 +73,25 @@ class Breaker:
             self._pause = _FIRST_PAUSE_SECONDS if steady else min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
             # At the interpreter's end no thread can be started any more, and none is needed.
             with suppress(RuntimeError):
-                threading.Thread(target=self._ask, name="observatory-redis-probe", daemon=True).start()
+                thread = threading.Thread(target=self._ask, name="observatory-redis-probe", daemon=True)
+                thread.start()
+                self._asking = thread
         _log.warning("Redis does not answer, going on without it: %s", error)
 
     def stop(self) -> None:
-        """Ask no more. The breaker stays as it is."""
+        """Ask no more, and wait for a probe under way, for a second at most. The breaker stays as it is."""
         self._over.set()
+        with self._lock:
+            asking = self._asking
+        if asking is not None:
+            asking.join(_STOP_SECONDS)
 
     def _ask(self) -> None:
         pause = self._pause
         while not self._over.wait(pause):
             try:
                 self._probe()
-            except _FAILURES:
+            except redis.RedisError:
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
                 continue
             with self._lock:
@@ -93,8 +102,6 @@ class Breaker:
                 self._probe()
             except redis.RedisError as error:
                 self.open(error)
-            except ValueError:
-                pass
             return
 
 
@@ -104,8 +111,6 @@ def is_outage(error: redis.RedisError) -> bool:
     return not isinstance(error, redis.ResponseError) and not isinstance(error.__context__, queue.Empty)
 
 
-# redis-py's reader raises ValueError where its connection is closed by another thread, as at the end of a pool.
-_FAILURES: Final = (redis.RedisError, ValueError)
 _all: Final[weakref.WeakSet[Breaker]] = weakref.WeakSet()
 
 

@@ -64,11 +64,15 @@ class Realtime:
         return LogWatch(self._others, self.breaker, prefix=self._prefix, project=project, block_seconds=block_seconds)
 
     def close(self) -> None:
-        """Publish what is left, for a second at most, and close all connections. May be called again."""
+        """Publish what is left, for a second at most, and close all connections. May be called again.
+
+        One that another thread waits on at this moment is left to it: closed beneath it, redis-py raises whatever its
+        reader meets then, an AttributeError say.
+        """
         self.publisher.close()
         self.breaker.stop()
-        self._readers.close()
-        self._others.close()
+        for client in (self._readers, self._others):
+            client.connection_pool.disconnect(inuse_connections=False)
 
     def _probe(self) -> None:
         self._others.ping()

@@ -214,3 +214,20 @@ def _flush(server: RedisProcess) -> None:
 
     with redis.Redis.from_url(server.url) as client:
         client.flushall()
+
+
+def test_a_pool_that_closes_waits_for_the_probe_under_way(database_url: str, server: RedisProcess) -> None:
+    def probes() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "observatory-redis-probe"}
+
+    before = probes()
+    for seconds in (0.0, 0.05, 0.15, 0.25):
+        with pool_on(database_url, server.url) as pool:
+            server.pause()
+            cache_of(pool).forget_traces([b"x" * 16])
+            assert len(probes() - before) == 1
+            time.sleep(seconds)
+            if seconds > 0.2:
+                server.resume()
+        assert probes() == before
+        server.resume()
