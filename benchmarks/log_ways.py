@@ -11,7 +11,7 @@ from psycopg.rows import TupleRow
 
 from benchmarks.interleaved import Way
 from benchmarks.logs import words
-from benchmarks.ways import BATCH_ROWS, COPY_WRITER, Row, Ways
+from benchmarks.ways import BATCH_ROWS, COPY_WRITER, COPY_WRITER_CALLS, Row, Ways
 from observatory_storage.models import LogRecord, LogRow, ResourceRow
 from observatory_storage.models.base import Base
 from observatory_storage.pool import StoragePool
@@ -70,6 +70,7 @@ class LogWays(Ways):
         """The project's ways, and the limit with a text index."""
         return [
             self.way(COPY_WRITER, self.copy),
+            self.way(COPY_WRITER_CALLS, self.copy_calls),
             self.way(LOG_WRITER_COPY, lambda: self.write(WriteMethod.COPY)),
             self.way(LOG_WRITER_INSERT, lambda: self.write(WriteMethod.INSERT)),
             self.way(REPLAY, lambda: self.write(WriteMethod.COPY), self.fill),
@@ -84,8 +85,10 @@ class LogWays(Ways):
             writer.flush()
             assert writer.write_stats().rows_rejected == 0
 
-    def copy_batch(self, connection: psycopg.Connection[TupleRow], batch: list[Row]) -> None:
-        CopyWriter().write_logs(connection, batch)
+    def copy_batch(
+        self, connection: psycopg.Connection[TupleRow], batch: list[Row], commit_rows: int | None = None
+    ) -> None:
+        CopyWriter(commit_rows=commit_rows).write_logs(connection, batch)
 
     def empty(self) -> None:
         """Leave the tables as they were made, without the text index that one way has."""

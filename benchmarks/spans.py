@@ -9,7 +9,7 @@ from psycopg.rows import TupleRow
 
 from benchmarks.data import SpanSource, bare
 from benchmarks.interleaved import Way
-from benchmarks.ways import BATCH_ROWS, COPY_WRITER, Row, Ways
+from benchmarks.ways import BATCH_ROWS, COPY_WRITER, COPY_WRITER_CALLS, Row, Ways
 from observatory_storage.models import SpanRow, TraceSpan
 from observatory_storage.models.base import Base
 from observatory_storage.pool import StoragePool
@@ -49,6 +49,7 @@ class SpanWays(Ways):
         """The project's ways."""
         return [
             self.way(COPY_WRITER, self.copy),
+            self.way(COPY_WRITER_CALLS, self.copy_calls),
             self.way(TRACE_WRITER_COPY, lambda: self.write(WriteMethod.COPY)),
             self.way(TRACE_WRITER_INSERT, lambda: self.write(WriteMethod.INSERT)),
             self.way(REPLAY, lambda: self.write(WriteMethod.COPY), self.fill),
@@ -62,5 +63,7 @@ class SpanWays(Ways):
             writer.flush()
             assert writer.write_stats().rows_rejected == 0
 
-    def copy_batch(self, connection: psycopg.Connection[TupleRow], batch: list[Row]) -> None:
-        CopyWriter().write_spans(connection, batch)
+    def copy_batch(
+        self, connection: psycopg.Connection[TupleRow], batch: list[Row], commit_rows: int | None = None
+    ) -> None:
+        CopyWriter(commit_rows=commit_rows).write_spans(connection, batch)

@@ -35,6 +35,7 @@ BATCH_ROWS: Final = 5_000
 LIMIT: Final = "server limit: encoded blob"
 LIMIT_BESIDE_WORK: Final = "server limit beside a busy core"
 COPY_WRITER: Final = "CopyWriter"
+COPY_WRITER_CALLS: Final = "CopyWriter, a call a batch"
 WRITE_ROW: Final = "psycopg write_row, ready tuples"
 BY_HAND: Final = "psycopg write_row, from mappings"
 PSQL: Final = "psql \\copy, binary file"
@@ -108,7 +109,9 @@ class Ways(ABC):
         """Write all rows by the writer of the signal, and flush."""
 
     @abstractmethod
-    def copy_batch(self, connection: psycopg.Connection[TupleRow], batch: list[Row]) -> None:
+    def copy_batch(
+        self, connection: psycopg.Connection[TupleRow], batch: list[Row], commit_rows: int | None = None
+    ) -> None:
         """Write rows of the table by CopyWriter."""
 
     def close(self) -> None:
@@ -179,7 +182,12 @@ class Ways(ABC):
         return int(row[0])
 
     def copy(self) -> None:
-        """CopyWriter, a transaction a batch."""
+        """CopyWriter, which commits each batch."""
+        with self.pool.raw_connection() as connection:
+            self.copy_batch(connection, self._bare, BATCH_ROWS)
+
+    def copy_calls(self) -> None:
+        """CopyWriter, which knows of no next batch."""
         for batch in batches(self._bare):
             with self.pool.raw_connection() as connection:
                 self.copy_batch(connection, batch)

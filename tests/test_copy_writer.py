@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
+import psycopg
 import pytest
 
-from observatory_storage.errors import IntegrityError, RejectedRowError
+from observatory_storage.errors import ConfigurationError, IntegrityError, RejectedRowError
 from observatory_storage.models import Trace, TraceSpan
 from observatory_storage.pool import StoragePool
 from observatory_storage.writers import CopyWriter, LogWriter, MetricWriter, TraceWriter, WriteMethod, WriterConfig
@@ -159,3 +161,72 @@ def test_a_point_without_a_metric_raises_with_its_reason(pool: StoragePool) -> N
     with pool.raw_connection() as connection, pytest.raises(RejectedRowError) as raised:
         CopyWriter().write_data_points(connection, [{"timestamp": NOW, "value": 1.0}])
     assert "metric" in raised.value.reason
+
+
+def transactions(database_url: str) -> list[int]:
+    """How many spans each transaction stored, the first one first."""
+    with psycopg.connect(database_url) as connection:
+        rows = connection.execute("SELECT count(*) FROM trace_spans GROUP BY xmin ORDER BY min(start_time)").fetchall()
+    return [row[0] for row in rows]
+
+
+@pytest.mark.every_server
+@pytest.mark.parametrize("of_pool", [True, False])
+def test_it_commits_after_so_many_rows_where_it_is_told_to(pool: StoragePool, database_url: str, of_pool: bool) -> None:
+    spans = sorted(bare(make_spans(traces=100, spans=10)), key=lambda span: span["start_time"])
+    with pool.raw_connection() if of_pool else psycopg.connect(database_url) as connection:
+        assert CopyWriter(commit_rows=300).write_spans(connection, iter(spans)) == 1000
+        assert transactions(database_url) == [300, 300, 300, 100]
+        assert CopyWriter(commit_rows=300).write_spans(connection, []) == 0
+        connection.rollback()
+    by_parts = stored(database_url)["trace_spans"]
+    with pool.raw_connection() as connection:
+        connection.execute("TRUNCATE trace_spans")
+        assert CopyWriter().write_spans(connection, spans) == 1000
+        connection.commit()
+    assert by_parts == stored(database_url)["trace_spans"]
+
+
+def test_what_is_committed_before_a_bad_row_stays(pool: StoragePool, database_url: str) -> None:
+    spans = sorted(bare(make_spans(traces=100, spans=10)), key=lambda span: span["start_time"])
+    writer = CopyWriter(commit_rows=300)
+    with pool.raw_connection() as connection:
+        with pytest.raises(RejectedRowError):
+            writer.write_spans(connection, [*spans[:650], {**spans[650], "trace_id": b""}, *spans[651:]])
+        connection.rollback()
+        assert transactions(database_url) == [300, 300]
+        with pytest.raises(IntegrityError):
+            writer.write_spans(connection, [*spans[600:], spans[0]])
+        connection.rollback()
+        assert transactions(database_url) == [300, 300, 300]
+        # A bad row of a transaction that follows takes nothing from one that is ready.
+        with pytest.raises(RejectedRowError):
+            CopyWriter(commit_rows=100).write_spans(connection, [*spans[900:], {"no": "column"}])
+        connection.rollback()
+    assert transactions(database_url) == [300, 300, 300, 100]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_rows_that_end_in_an_error_while_the_server_works_leave_a_connection_that_works(
+    pool: StoragePool, database_url: str, error: type[BaseException]
+) -> None:
+    spans = sorted(bare(make_spans(traces=100, spans=10)), key=lambda span: span["start_time"])
+
+    def given() -> Iterator[dict[str, Any]]:
+        yield from spans[:450]
+        raise error("no more")
+
+    with pool.raw_connection() as connection:
+        with pytest.raises(error, match="no more"):
+            CopyWriter(commit_rows=200).write_spans(connection, given())
+        connection.rollback()
+        committed = transactions(database_url)
+        assert committed == [200, 200] if error is ValueError else set(committed) <= {200}
+        assert CopyWriter(commit_rows=200).write_spans(connection, spans[sum(committed) :]) == 1000 - sum(committed)
+    assert count(database_url, "trace_spans") == 1000
+
+
+@pytest.mark.parametrize("wrong", [0, -5, True, 2.5, "100"])
+def test_a_number_of_rows_that_is_none_is_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match="a whole number of at least 1"):
+        CopyWriter(commit_rows=wrong)

@@ -12,7 +12,7 @@ import pytest
 from observatory_storage.connections import PooledConnection
 from observatory_storage.pool import StoragePool
 from observatory_storage.writers.convert import Rejections, WireRow
-from observatory_storage.writers.rows import insert_rows
+from observatory_storage.writers.rows import Ahead, insert_rows
 from observatory_storage.writers.span_batch import SpanBatch
 from observatory_storage.writers.tables import SPANS
 from tests.telemetry import make_spans
@@ -99,3 +99,21 @@ def test_what_fails_while_a_statement_runs_is_raised_after_it(pool: StoragePool,
         connection.rollback()
         assert stored(connection) == 0
         assert len(insert_rows(connection, SPANS, batch.layout, [rows])) == 1_500
+
+
+def test_what_is_made_ahead_comes_in_order_and_an_error_when_its_turn_comes() -> None:
+    def items() -> Iterator[int]:
+        yield from range(5)
+        raise ValueError("the sixth")
+
+    ahead = Ahead(items(), lambda made: len(made) >= 3)
+    assert [ahead.make() for _ in range(4)] == [True, True, True, False]
+    assert next(ahead) == 0
+    assert [ahead.make() for _ in range(2)] == [True, False]
+    assert [next(ahead), next(ahead)] == [1, 2]
+    assert [ahead.make() for _ in range(2)] == [True, False]
+    assert [next(ahead), next(ahead)] == [3, 4]
+    with pytest.raises(ValueError, match="the sixth"):
+        next(ahead)
+    assert not ahead
+    assert list(ahead) == []

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
-from operator import itemgetter
-from typing import Any, Final
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
 
 import psycopg
 
-from observatory_storage.errors import RejectedRowError, translate_errors
+from observatory_storage.errors import ConfigurationError, RejectedRowError, translate_errors
 from observatory_storage.models import (
     DataPointRow,
     EventRow,
@@ -36,11 +37,11 @@ from observatory_storage.writers.convert import (
     known_rows,
 )
 from observatory_storage.writers.instances import SERVER_COLUMNS
-from observatory_storage.writers.keyed_batch import FIRST_CHUNK_ROWS, bytes_of, next_size
+from observatory_storage.writers.keyed_batch import AHEAD_ROWS, CHUNK_BYTES, FIRST_CHUNK_ROWS, bytes_of, next_size
 from observatory_storage.writers.log_batch import identify_logs, log_columns
 from observatory_storage.writers.metric_batch import identify_metric, identify_points, identify_series
 from observatory_storage.writers.metric_columns import MADE_COLUMNS
-from observatory_storage.writers.rows import copy_rows
+from observatory_storage.writers.rows import Ahead, copy_rows, work_meanwhile
 from observatory_storage.writers.span_batch import computed_columns, time_columns
 from observatory_storage.writers.tables import (
     DATA_POINTS,
@@ -70,10 +71,17 @@ class CopyWriter:
     Rows are read while they are sent, so that an iterable may be longer than memory, but must not use the
     same connection. The first row that cannot be converted raises RejectedRowError and aborts the
     transaction. For telemetry that may be delivered twice use `TraceWriter`, `MetricWriter` and `LogWriter`.
+
+    With `commit_rows` it commits itself, after so many rows each time and at the end; what is raised then takes back
+    the rows since the last commit alone. On a connection of a `StoragePool` the first rows of the next transaction
+    are read and converted while the server finishes one.
     """
 
-    def __init__(self, project: str = "default") -> None:
+    def __init__(self, project: str = "default", *, commit_rows: int | None = None) -> None:
+        if commit_rows is not None and not (type(commit_rows) is int and commit_rows > 0):
+            raise ConfigurationError(f"commit_rows is {commit_rows!r}; it must be a whole number of at least 1")
         self._project = project
+        self._commit_rows = commit_rows
 
     def write_traces(
         self, connection: psycopg.Connection[Any], rows: Iterable[TraceRow | Mapping[str, object] | Trace]
@@ -126,19 +134,27 @@ class CopyWriter:
         return self._write(connection, _LOGS, rows)
 
     def _write(self, connection: psycopg.Connection[Any], target: _Target, rows: Iterable[object]) -> int:
-        segments = groupby(self._chunks(target, iter(rows)), itemgetter(0))
+        name, commit_rows = target.table.name, self._commit_rows
         with translate_errors():
-            return sum(
-                copy_rows(connection, target.table.name, layout, map(itemgetter(1), parts))
-                for layout, parts in segments
-            )
+            if commit_rows is None:
+                return _copy(connection, name, self._chunks(target, iter(rows)))
+            chunks = Ahead(self._chunks(target, iter(rows)), _is_enough)
+            written = 0
+            while chunks:
+                try:
+                    written += _copy(connection, name, _up_to(commit_rows, chunks, connection))
+                    connection.commit()
+                finally:
+                    work_meanwhile(connection, None)
+            return written
 
-    def _chunks(self, target: _Target, rows: Iterator[object]) -> Iterator[tuple[Layout, Sequence[WireRow]]]:
+    def _chunks(self, target: _Target, rows: Iterator[object]) -> Iterator[_Chunk]:
         known = (frozenset(target.table.names) | SERVER_COLUMNS | target.sources) - _REFERENCES
         present: frozenset[str] = frozenset()
         layout = target.table.layout(present)
         size = FIRST_CHUNK_ROWS
-        while chunk := as_mappings(list(islice(rows, size))):
+        left = most = self._commit_rows or sys.maxsize
+        while chunk := as_mappings(list(islice(rows, min(size, left)))):
             rejections = Rejections()
             _, found = known_rows(chunk, known, rejections)
             for error in rejections.errors:
@@ -156,8 +172,40 @@ class CopyWriter:
             for at, reason in failed.items():
                 raise RejectedRowError(reason, row=chunk[at])
             target.finish(columns, given)
-            size = next_size(size, bytes_of(columns, layout))
-            yield layout, list(zip(*map(columns.__getitem__, layout.names), strict=True))
+            written = bytes_of(columns, layout)
+            size = next_size(size, written)
+            # None goes beyond what is committed at once.
+            left = left - len(chunk) or most
+            yield _Chunk(layout, list(zip(*map(columns.__getitem__, layout.names), strict=True)), written)
+
+
+class _Chunk(NamedTuple):
+    """Converted rows, and the bytes of their wide columns."""
+
+    layout: Layout
+    rows: list[WireRow]
+    bytes: int
+
+
+def _copy(connection: psycopg.Connection[Any], table: str, chunks: Iterator[_Chunk]) -> int:
+    """COPY chunks, those of one layout in a row by one statement; return the number of rows."""
+    return sum(
+        copy_rows(connection, table, layout, (chunk.rows for chunk in run))
+        for layout, run in groupby(chunks, attrgetter("layout"))
+    )
+
+
+def _up_to(rows: int, chunks: Ahead[_Chunk], connection: psycopg.Connection[Any]) -> Iterator[_Chunk]:
+    """Yield the chunks of so many rows; then, and until the COMMIT, more are made while the server is waited for."""
+    while rows and chunks:
+        chunk = next(chunks)
+        rows -= len(chunk.rows)
+        yield chunk
+    work_meanwhile(connection, chunks.make)
+
+
+def _is_enough(made: Sequence[_Chunk]) -> bool:
+    return sum(len(chunk.rows) for chunk in made) >= AHEAD_ROWS or sum(chunk.bytes for chunk in made) > CHUNK_BYTES
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ _MAX_CHUNK_ROWS: Final = 256
 _SMALL_CHUNK_BYTES: Final = 64 * 1024
 # A batch starts with few, because their size is not known before they are converted.
 FIRST_CHUNK_ROWS: Final = 8
-_CHUNK_BYTES: Final = 4 * 1024 * 1024
+CHUNK_BYTES: Final = 4 * 1024 * 1024
 # Rows of the next batch that are converted while the server finishes one: so many as it stores in that time.
-_AHEAD_ROWS: Final = 1_500
+AHEAD_ROWS: Final = 1_500
 
 
 class _Chunk(NamedTuple):
@@ -82,7 +82,7 @@ class KeyedBatch:
     def convert_ahead(self) -> bool:
         """Convert one more chunk and keep it until `chunks` is called; false, and nothing done, where it is enough."""
         chunk = self._ahead[-1] if self._ahead else _NOTHING
-        if chunk.last >= min(len(self._given), _AHEAD_ROWS) or sum(done.bytes for done in self._ahead) > _CHUNK_BYTES:
+        if chunk.last >= min(len(self._given), AHEAD_ROWS) or sum(done.bytes for done in self._ahead) > CHUNK_BYTES:
             return False
         self._ahead.append(self._next_chunk(chunk))
         return True
@@ -199,6 +199,6 @@ def bytes_of(columns: Mapping[str, list[Any]], layout: Layout) -> int:
 
 def next_size(size: int, written: int) -> int:
     """Return the number of rows of the next chunk: fewer where rows are large, so that memory stays bounded."""
-    if written > _CHUNK_BYTES:
-        return max(1, size * _CHUNK_BYTES // written)
+    if written > CHUNK_BYTES:
+        return max(1, size * CHUNK_BYTES // written)
     return min(size * 4, _MAX_CHUNK_ROWS if written * 4 < _SMALL_CHUNK_BYTES else CHUNK_ROWS)

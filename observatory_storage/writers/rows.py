@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -33,7 +33,12 @@ _UNFLUSHED_BYTES: Final = 8 * 1024 * 1024
 # it for 5 ms. With pieces of 32 kB as psycopg makes them, which are 20 spans, a writer beside a busy thread would stand
 # still most of the time; what is larger than 128 kB psycopg cuts and copies.
 _HANDED_OVER_BYTES: Final = 88 * 1024
-# COPY takes in a thousand rows at a time and then stores them for some milliseconds. Linux gives a local socket room
+TAKEN_IN_ROWS: Final = 1_000
+"""What binary COPY takes in before it stores any of it: until the first so many are sent, the server has nothing to do.
+
+MAX_BUFFERED_TUPLES of PostgreSQL's copyfrom.c; its bound by bytes counts rows in text format alone.
+"""
+# COPY takes in that many rows at a time and then stores them for some milliseconds. Linux gives a local socket room
 # for 130 rows, so that the server would wait for the next chunk each time; less is granted where less is allowed.
 _SEND_BUFFER: Final = 1024 * 1024
 _INSERT_STATEMENTS: Final = {
@@ -170,29 +175,56 @@ def query(
         return cursor.fetchall() if cursor.description is not None else []
 
 
+class Ahead(Iterator[T]):
+    """The items of an iterator, some of them made before they are asked for.
+
+    `is_enough` tells when what is made will do. An error is raised when its turn comes: where it is made, the answer
+    of the server is still to be read.
+    """
+
+    def __init__(self, items: Iterator[T], is_enough: Callable[[Sequence[T]], bool]) -> None:
+        self._items = items
+        self._is_enough = is_enough
+        self._made: deque[T] = deque()
+        self._error: Exception | None = None
+        self._is_over = False
+
+    def make(self) -> bool:
+        """Make one more; false, and nothing done, where there is enough or nothing more."""
+        if self._is_over or self._is_enough(self._made):
+            return False
+        try:
+            self._made.append(next(self._items))
+        except StopIteration:
+            self._is_over = True
+        except Exception as error:  # noqa: BLE001 - raised below
+            self._error, self._is_over = error, True
+        return not self._is_over
+
+    def __bool__(self) -> bool:
+        """Tell whether there is something to come, an error too; makes an item to find out."""
+        return bool(self._made or self.make() or self._error)
+
+    def __next__(self) -> T:
+        if self:
+            if self._made:
+                return self._made.popleft()
+            error, self._error = self._error, None
+            assert error is not None
+            raise error
+        raise StopIteration
+
+
 def _one_ahead(connection: Connection, items: Iterator[T]) -> Iterator[T]:
     """Yield items, each of which costs work; the next one is made while the server is waited for."""
     if not isinstance(connection, PooledConnection):
         yield from items
         return
-    made: list[T | Exception] = []
-
-    def make() -> bool:
-        if made:
-            return False
-        try:
-            made.extend(islice(items, 1))
-        except Exception as error:  # noqa: BLE001 - raised below, when its turn comes: the answer is to be read first
-            made.append(error)
-        return bool(made)
-
+    ahead = Ahead(items, bool)
+    make = ahead.make
     before, connection.meanwhile = connection.meanwhile, make
     try:
-        while made or make():
-            item = made.pop()
-            if isinstance(item, Exception):
-                raise item
-            yield item
+        yield from ahead
     finally:
         # Making the last item may have given it other work.
         if connection.meanwhile is make:

@@ -34,9 +34,11 @@ from observatory_storage.writers import sql, wire
 from observatory_storage.writers.batch_usage import BatchUsage
 from observatory_storage.writers.content import MODEL_CALLS, SpanKey, fill_spans
 from observatory_storage.writers.convert import Rejections, WireRow
+from observatory_storage.writers.keyed_batch import CHUNK_ROWS
 from observatory_storage.writers.message_store import MessageStore
 from observatory_storage.writers.resources import write_resources
 from observatory_storage.writers.rows import (
+    TAKEN_IN_ROWS,
     Connection,
     copy_rows,
     encode_columns,
@@ -206,18 +208,36 @@ class TraceTransaction:
         So is what is made of all of them: afterwards the server would wait for it.
         """
         lacks_content = _lacks_content(spans.layout)
+        held: list[Sequence[WireRow]] = []
+        sent = 0
         for chunk in chunks:
             yield chunk
-            deltas.add(chunk)
-            self._usage.add(chunk)
-            self._lacking += lacks_content(chunk)
-            if self._landed is not None:
-                self._landed.add(chunk)
+            held.append(chunk)
+            sent += len(chunk)
+            # Until then the server would wait for them. Those of large rows, of which there are few, are not held.
+            if sent < TAKEN_IN_ROWS and len(chunk) * 2 >= min(sent, CHUNK_ROWS):
+                continue
+            self._add(held, deltas, lacks_content)
+            held.clear()
+        self._add(held, deltas, lacks_content)
         self._usage.add_to(self._sums)
         self._usage.clear()
         self._sums.encode()
         self._encode_traces(deltas.rows())
         work_meanwhile(self._connection, self._terms.meanwhile)
+
+    def _add(
+        self,
+        chunks: Iterable[Sequence[WireRow]],
+        deltas: TraceDeltas,
+        lacks_content: Callable[[Iterable[WireRow]], list[SpanKey]],
+    ) -> None:
+        for chunk in chunks:
+            deltas.add(chunk)
+            self._usage.add(chunk)
+            self._lacking += lacks_content(chunk)
+            if self._landed is not None:
+                self._landed.add(chunk)
 
     def _forget_sums(self, deltas: TraceDeltas) -> None:
         """Forget what was summed up of spans that turned out not to be new."""
