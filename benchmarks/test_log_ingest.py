@@ -25,7 +25,8 @@ def test_log_ingest(log_ways: LogWays, size: Size, benchmark: Benchmark, report:
     by_sqlalchemy = [way for way in log_ways.by_sqlalchemy() if way.name in (ways.EXECUTEMANY, ways.ADD_ALL)]
     timings = Timings([log_ways.limit(), *log_ways.own(), *log_ways.by_hand(), *by_sqlalchemy])
     timings.run_round(keep=False)
-    benchmark.pedantic(timings.run_round, rounds=size.rounds)
+    # A way takes a third of a second, in which the machine may be busy with something else.
+    benchmark.pedantic(timings.run_round, rounds=size.pick(1, 1, 3 * size.rounds))
     records = timings.summary({"of the limit": ways.LIMIT})
     benchmark.extra_info.update(machine=machine, row_bytes=round(log_ways.row_bytes), ways=records)
     report.ways(f"Log records of {log_ways.row_bytes:,.0f} bytes, 5,000 a transaction", records)

@@ -12,9 +12,9 @@ from observatory_storage.writers.tables import Layout, WriteTable
 # Rows converted before they are sent: the server works on one chunk while the next is converted. With 64 a span takes
 # 0.4 µs more, because a chunk costs 20 to 50 µs beside its rows; with 256 of 1.6 kB 0.1 µs less.
 CHUNK_ROWS: Final = 128
-# More of small rows, while they come to so many bytes.
+# More of rows whose wide columns have no more bytes than that: a log record takes 0.3 µs less of 6.
+_SMALL_ROW_BYTES: Final = 512
 _MAX_CHUNK_ROWS: Final = 256
-_SMALL_CHUNK_BYTES: Final = 64 * 1024
 # A batch starts with few, because their size is not known before they are converted.
 FIRST_CHUNK_ROWS: Final = 8
 CHUNK_BYTES: Final = 4 * 1024 * 1024
@@ -201,4 +201,4 @@ def next_size(size: int, written: int) -> int:
     """Return the number of rows of the next chunk: fewer where rows are large, so that memory stays bounded."""
     if written > CHUNK_BYTES:
         return max(1, size * CHUNK_BYTES // written)
-    return min(size * 4, _MAX_CHUNK_ROWS if written * 4 < _SMALL_CHUNK_BYTES else CHUNK_ROWS)
+    return min(size * 4, _MAX_CHUNK_ROWS if written <= size * _SMALL_ROW_BYTES else CHUNK_ROWS)

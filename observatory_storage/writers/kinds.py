@@ -343,10 +343,14 @@ class TimeKind(Kind):
         if not set(map(type, values)) <= {dt.datetime, _NONE}:
             return None
         try:
-            deltas = [None if value is None else value - _EPOCH for value in values]
+            times = [
+                None
+                if value is None
+                else ((delta := value - _EPOCH).days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+                for value in values
+            ]
         except TypeError:  # a naive one among them
             return None
-        times = [None if d is None else (d.days * 86_400 + d.seconds) * 1_000_000 + d.microseconds for d in deltas]
         present = [time for time in times if time is not None]
         in_range = not present or (min(present) >= _FIRST_US and max(present) <= _LAST_US)
         return times if in_range else None
