@@ -75,7 +75,6 @@ TARGETS: Final = (
     _most("one_trace_when_large", "growth", f"{_MORE}one trace with spans and events", 1.5, " ×"),
     _most("name_search_when_large", "growth", f"{_MORE}text search in traces' names", 1.5, " ×"),
     _most("text_search_when_large", "log_search", "text search in logs, p95 at 20 times as many records", 1.5, " ×"),
-    _most("worst_search_when_large", "log_search", "the same for the kind of search that grows most", 3.0, " ×"),
     _most(
         "one_trace",
         "query_performance",

@@ -188,8 +188,8 @@ class Ways(ABC):
 
     def copy_calls(self) -> None:
         """CopyWriter, which knows of no next batch."""
-        for batch in batches(self._bare):
-            with self.pool.raw_connection() as connection:
+        with self.pool.raw_connection() as connection:
+            for batch in batches(self._bare):
                 self.copy_batch(connection, batch)
                 connection.commit()
 
@@ -199,8 +199,8 @@ class Ways(ABC):
 
     def send_blobs(self, blobs: list[list[bytes]] | None = None) -> None:
         """Bytes that are ready to be sent, a transaction each: what is left is the server's work."""
-        for blob in self._blobs if blobs is None else blobs:
-            with self.pool.raw_connection() as connection:
+        with self.pool.raw_connection() as connection:
+            for blob in self._blobs if blobs is None else blobs:
                 with connection.cursor() as cursor, cursor.copy(self._copy_in("BINARY")) as copy:
                     for piece in blob:
                         copy.write(piece)
@@ -217,8 +217,8 @@ class Ways(ABC):
     def _write_tuples(self) -> None:
         """COPY by hand, from tuples of values that need no further thought."""
         types = [_WIRE_TYPES.get(kind, kind) for kind in self._types]
-        for batch in batches(self._tuples):
-            with self.pool.raw_connection() as connection:
+        with self.pool.raw_connection() as connection:
+            for batch in batches(self._tuples):
                 with connection.cursor() as cursor:
                     # Asked by type name psycopg would take a slower one, which is in Python.
                     cursor.adapters.register_dumper(bytes, BytesBinaryDumper)
@@ -231,8 +231,8 @@ class Ways(ABC):
     def _write_mappings(self) -> None:
         """COPY by hand, as psycopg's manual has it: values as Python has them, JSON wrapped."""
         json = [kind in ("json", "jsonb") for kind in self._types]
-        for batch in batches(self.complete):
-            with self.pool.raw_connection() as connection:
+        with self.pool.raw_connection() as connection:
+            for batch in batches(self.complete):
                 with connection.cursor() as cursor, cursor.copy(self._copy_in("BINARY")) as copy:
                     copy.set_types(self._types)
                     for row in batch:

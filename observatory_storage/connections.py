@@ -86,6 +86,11 @@ class PooledConnection(psycopg.Connection[TupleRow]):
 
     meanwhile: Callable[[], bool] | None = None
 
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        # Work that uses the connection all the same gets an error of libpq; by psycopg's lock it would wait for ever.
+        self.lock = threading.RLock()  # type: ignore[assignment]
+
     def wait(self, gen: PQGen[T], *args: Any, **options: Any) -> T:
         """Wait for the server as psycopg does, and work meanwhile."""
         if self.meanwhile is not None:

@@ -9,10 +9,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from observatory_storage.errors import ConfigurationError, IntegrityError, RejectedRowError
+from observatory_storage.connections import PooledConnection
+from observatory_storage.errors import ConfigurationError, IntegrityError, RejectedRowError, StorageError
 from observatory_storage.models import Trace, TraceSpan
 from observatory_storage.pool import StoragePool
 from observatory_storage.writers import CopyWriter, LogWriter, MetricWriter, TraceWriter, WriteMethod, WriterConfig
+from observatory_storage.writers.keyed_batch import next_size
 from tests.telemetry import NOW, count, make_spans, stored
 
 
@@ -177,14 +179,88 @@ def test_it_commits_after_so_many_rows_where_it_is_told_to(pool: StoragePool, da
     with pool.raw_connection() if of_pool else psycopg.connect(database_url) as connection:
         assert CopyWriter(commit_rows=300).write_spans(connection, iter(spans)) == 1000
         assert transactions(database_url) == [300, 300, 300, 100]
+        connection.execute("CREATE TABLE of_the_caller ()")
         assert CopyWriter(commit_rows=300).write_spans(connection, []) == 0
         connection.rollback()
+        connection.execute("DROP TABLE of_the_caller")
+        connection.commit()
     by_parts = stored(database_url)["trace_spans"]
     with pool.raw_connection() as connection:
         connection.execute("TRUNCATE trace_spans")
         assert CopyWriter().write_spans(connection, spans) == 1000
         connection.commit()
     assert by_parts == stored(database_url)["trace_spans"]
+
+
+def test_the_next_rows_are_read_while_the_server_stores_and_only_so_many(pool: StoragePool, database_url: str) -> None:
+    spans = bare(make_spans(traces=400, spans=20))
+    waiting: list[int] = []
+
+    def given() -> Iterator[dict[str, Any]]:
+        for number, span in enumerate(spans):
+            if number % 50 == 0:
+                row = reader.execute("SELECT count(*) FROM trace_spans").fetchone()
+                assert row is not None
+                waiting.append(number - row[0])
+            yield span
+
+    with psycopg.connect(database_url, autocommit=True) as reader, pool.raw_connection() as connection:
+        assert isinstance(connection, PooledConnection)
+        assert CopyWriter(commit_rows=1_000).write_spans(connection, given()) == 8_000
+        assert connection.meanwhile is None
+    # Read beyond the transaction that was not committed yet, and never by more than a chunk too many.
+    assert 1_000 < max(waiting) <= 1_000 + 1_500 + 256
+
+
+@pytest.mark.parametrize("size", [50, 1_000])
+def test_rows_that_come_from_the_same_connection_are_an_error_and_no_deadlock(
+    pool: StoragePool, database_url: str, size: int
+) -> None:
+    spans = sorted(bare(make_spans(traces=100, spans=20)), key=lambda span: span["start_time"])
+
+    def given(connection: psycopg.Connection[Any]) -> Iterator[dict[str, Any]]:
+        for number, span in enumerate(spans):
+            if number % size == 0:
+                connection.execute("SELECT 1")
+            yield span
+
+    with pool.raw_connection() as connection:
+        assert isinstance(connection, PooledConnection)
+        with pytest.raises((psycopg.Error, StorageError)):
+            CopyWriter(commit_rows=size).write_spans(connection, given(connection))
+        assert connection.meanwhile is None
+        connection.rollback()
+        assert CopyWriter().write_spans(connection, spans[count(database_url, "trace_spans") :]) > 0
+        connection.commit()
+    assert count(database_url, "trace_spans") == len(spans)
+
+
+def test_inside_a_transaction_block_nothing_is_stored(pool: StoragePool, database_url: str) -> None:
+    with (
+        pool.raw_connection() as connection,
+        pytest.raises(StorageError, match="Explicit commit"),
+        connection.transaction(),
+    ):
+        CopyWriter(commit_rows=10).write_spans(connection, bare(make_spans(traces=3)))
+    assert count(database_url, "trace_spans") == 0
+
+
+@pytest.mark.parametrize(("size", "rows", "written", "expected"), [
+    (8, 8, 0, 32),
+    (8, 8, 8 * 1_600, 32),
+    (32, 32, 32 * 1_600, 128),
+    (128, 128, 128 * 1_600, 128),
+    (128, 128, 128 * 400, 256),
+    (256, 256, 256 * 400, 256),
+    (8, 8, 8 * 2**21, 2),
+    (2, 2, 2 * 2**21, 2),
+    (2, 1, 2**21, 2),
+    (8, 1, 2**23, 1),
+    (128, 3, 3 * 100_000, 41),
+    (128, 0, 0, 256),
+])  # fmt: skip
+def test_chunks_hold_so_many_rows_as_fit_into_four_megabytes(size: int, rows: int, written: int, expected: int) -> None:
+    assert next_size(size, rows, written) == expected
 
 
 def test_what_is_committed_before_a_bad_row_stays(pool: StoragePool, database_url: str) -> None:

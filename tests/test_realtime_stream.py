@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from decimal import Decimal
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from observatory_storage import LogRepository, LogWriter, MetricWriter, TraceWriter, WriterConfig
+from observatory_storage.caching import Cached
 from observatory_storage.errors import ConfigurationError, InvalidFilterError, UnavailableError
 from observatory_storage.models import LogRecord
 from observatory_storage.pool import StoragePool
@@ -319,17 +320,32 @@ def test_a_pool_that_closes_tears_no_connection_from_under_its_followers(databas
         with suppress(UnavailableError):
             list(pool.stream.tail(idle_timeout_seconds=0.1))
 
-    ready = threading.Semaphore(0)
-    with ThreadPoolExecutor(4) as threads:
-        for round_number in range(5):
+    def read(pool: StoragePool) -> None:
+        assert pool.cache is not None
+        ready.release()
+        number = 0
+        while not closed.is_set():
+            number += 1
+            with suppress(LookupError):
+                pool.cache.read(Cached.TRACE, b"%016d" % number, absent)
+
+    def absent() -> NoReturn:
+        raise LookupError
+
+    ready, closed = threading.Semaphore(0), threading.Event()
+    with ThreadPoolExecutor(8) as threads:
+        for round_number in range(10):
             pool = StoragePool.from_url(database_url, redis_url=redis_url, min_connections=0, max_connections=1)
-            running = [threads.submit(follow, pool) for _ in range(4)]
+            running = [threads.submit(what, pool) for what in 4 * (follow, read)]
             for _ in running:
                 ready.acquire()
-            time.sleep(0.02 + 0.03 * round_number)
+            time.sleep(0.02 + 0.015 * round_number)
             pool.close()
+            time.sleep(0.01)
+            closed.set()
             for future in running:
                 future.result()
+            closed.clear()
 
 
 def test_what_is_too_much_is_dropped_and_counted_and_never_waited_for(

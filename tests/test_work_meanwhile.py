@@ -62,6 +62,25 @@ def test_an_interrupt_of_the_work_cancels_the_statement(pool: StoragePool) -> No
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
+def test_work_that_uses_the_connection_gets_an_error_and_the_statement_its_answer(pool: StoragePool) -> None:
+    with pool.raw_connection() as connection:
+        assert isinstance(connection, PooledConnection)
+        met: list[str] = []
+
+        def work() -> bool:
+            try:
+                connection.execute("SELECT 1")
+            except psycopg.Error as error:
+                met.append(str(error))
+            return False
+
+        connection.meanwhile = work
+        assert connection.execute("SELECT 2 FROM pg_sleep(0.1)").fetchone() == (2,)
+        assert "another command is already in progress" in met[0]
+        connection.meanwhile = None
+        assert connection.execute("SELECT 3").fetchone() == (3,)
+
+
 def test_rows_converted_ahead_are_the_rows_that_would_have_been() -> None:
     spans = make_spans(traces=30, spans=20)
     spans[77]["status"] = "no such status"
@@ -115,5 +134,5 @@ def test_what_is_made_ahead_comes_in_order_and_an_error_when_its_turn_comes() ->
     assert [next(ahead), next(ahead)] == [3, 4]
     with pytest.raises(ValueError, match="the sixth"):
         next(ahead)
-    assert not ahead
+    assert not ahead.has_more()
     assert list(ahead) == []

@@ -41,7 +41,8 @@ class Breaker:
         self._is_closed = True
         self.openings = 0
         """How often it has opened."""
-        self._lock = threading.Lock()
+        # A signal handler that closes the pool may come while its own thread holds it.
+        self._lock = threading.RLock()
         self._over = threading.Event()
         self._asking: threading.Thread | None = None
         self._pause = _FIRST_PAUSE_SECONDS
@@ -83,7 +84,7 @@ class Breaker:
         self._over.set()
         with self._lock:
             asking = self._asking
-        if asking is not None:
+        if asking is not None and asking is not threading.current_thread():
             asking.join(_STOP_SECONDS)
 
     def _ask(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from queue import Empty, Full
 from typing import Any, Final
 
 import redis
@@ -27,10 +29,10 @@ class Realtime:
         options = _options(seconds)
         url = settings.url.get_secret_value()
         # Many readers share few connections, and wait for one.
-        waiting = redis.BlockingConnectionPool.from_url(
+        self._waiting_readers = redis.BlockingConnectionPool.from_url(
             url, max_connections=settings.pool_size, timeout=seconds, **options
         )
-        self._readers = redis.Redis(connection_pool=waiting)
+        self._readers = redis.Redis(connection_pool=self._waiting_readers)
         # Writers, the publisher, the probe and followers take no reader's connection.
         self._others = redis.Redis.from_url(url, max_connections=_MOST_FOLLOWERS, **options)
         self._prefix = f"{settings.namespace}:{config.postgres.database or ''}".encode(errors="surrogatepass")
@@ -64,15 +66,15 @@ class Realtime:
         return LogWatch(self._others, self.breaker, prefix=self._prefix, project=project, block_seconds=block_seconds)
 
     def close(self) -> None:
-        """Publish what is left, for a second at most, and close all connections. May be called again.
+        """Publish what is left, for a second at most, and close all idle connections. May be called again.
 
-        One that another thread waits on at this moment is left to it: closed beneath it, redis-py raises whatever its
-        reader meets then, an AttributeError say.
+        One that another thread waits on at this moment is left to it, until it is garbage: closed beneath it, redis-py
+        raises whatever its reader meets then, an AttributeError say.
         """
         self.publisher.close()
         self.breaker.stop()
-        for client in (self._readers, self._others):
-            client.connection_pool.disconnect(inuse_connections=False)
+        _close_idle(self._waiting_readers)
+        self._others.connection_pool.disconnect(inuse_connections=False)
 
     def _probe(self) -> None:
         self._others.ping()
@@ -81,6 +83,20 @@ class Realtime:
     def _block_seconds(self, timeout_seconds: float) -> float:
         # An answer that is waited for must come before the connection is given up.
         return min(LONGEST_BLOCK_SECONDS, timeout_seconds / 2)
+
+
+def _close_idle(connections: redis.BlockingConnectionPool) -> None:
+    """Close what nobody uses. It is taken out first: such a pool hands out without the lock by which it closes."""
+    taken = []
+    with suppress(Empty):
+        while True:
+            taken.append(connections.pool.get_nowait())
+    for connection in taken:
+        if connection is not None:
+            connection.disconnect()
+    with suppress(Full):
+        for connection in reversed(taken):
+            connections.pool.put_nowait(connection)
 
 
 def _options(timeout_seconds: float) -> dict[str, Any]:

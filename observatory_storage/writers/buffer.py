@@ -79,14 +79,6 @@ class RowBuffer:
         left = iter(rows)
         while True:
             chunk: list[GivenRow] = []
-            if type(rows) is list and not copy:
-                # In C, and most lists are such to their end.
-                some = rows[taken : taken + _PUT_ROWS]
-                if some and set(map(type, some)) == {dict}:
-                    self._put(kind, some, taken)
-                    taken += len(some)
-                    continue
-                left = iter(rows[taken:])
             try:
                 for row in islice(left, _PUT_ROWS):
                     # A copy of a span takes 1 µs, and as much again from the garbage collector.

@@ -72,9 +72,10 @@ class CopyWriter:
     same connection. The first row that cannot be converted raises RejectedRowError and aborts the
     transaction. For telemetry that may be delivered twice use `TraceWriter`, `MetricWriter` and `LogWriter`.
 
-    With `commit_rows` it commits itself, after so many rows each time and at the end; what is raised then takes back
-    the rows since the last commit alone. On a connection of a `StoragePool` the first rows of the next transaction
-    are read and converted while the server finishes one.
+    With `commit_rows` it commits itself, after so many rows each time and at the end, the first time with what the
+    caller has done in the same transaction. After an error what was committed stays, and the caller rolls back. Inside
+    `connection.transaction()`, which knows no COMMIT, it raises StorageError and stores nothing. On a connection of a
+    `StoragePool` the first rows of the next transaction are read and converted while the server finishes one.
     """
 
     def __init__(self, project: str = "default", *, commit_rows: int | None = None) -> None:
@@ -140,13 +141,14 @@ class CopyWriter:
                 return _copy(connection, name, self._chunks(target, iter(rows)))
             chunks = Ahead(self._chunks(target, iter(rows)), _is_enough)
             written = 0
-            while chunks:
+            while True:
                 try:
                     written += _copy(connection, name, _up_to(commit_rows, chunks, connection))
                     connection.commit()
                 finally:
                     work_meanwhile(connection, None)
-            return written
+                if not chunks.has_more():
+                    return written
 
     def _chunks(self, target: _Target, rows: Iterator[object]) -> Iterator[_Chunk]:
         known = (frozenset(target.table.names) | SERVER_COLUMNS | target.sources) - _REFERENCES
@@ -173,7 +175,7 @@ class CopyWriter:
                 raise RejectedRowError(reason, row=chunk[at])
             target.finish(columns, given)
             written = bytes_of(columns, layout)
-            size = next_size(size, written)
+            size = next_size(size, len(chunk), written)
             # None goes beyond what is committed at once.
             left = left - len(chunk) or most
             yield _Chunk(layout, list(zip(*map(columns.__getitem__, layout.names), strict=True)), written)
@@ -195,11 +197,11 @@ def _copy(connection: psycopg.Connection[Any], table: str, chunks: Iterator[_Chu
     )
 
 
-def _up_to(rows: int, chunks: Ahead[_Chunk], connection: psycopg.Connection[Any]) -> Iterator[_Chunk]:
+def _up_to(most_rows: int, chunks: Ahead[_Chunk], connection: psycopg.Connection[Any]) -> Iterator[_Chunk]:
     """Yield the chunks of so many rows; then, and until the COMMIT, more are made while the server is waited for."""
-    while rows and chunks:
+    while most_rows and chunks.has_more():
         chunk = next(chunks)
-        rows -= len(chunk.rows)
+        most_rows -= len(chunk.rows)
         yield chunk
     work_meanwhile(connection, chunks.make)
 

@@ -93,7 +93,7 @@ class KeyedBatch:
 
     def _chunk_of(self, places: Sequence[int], before: _Chunk) -> _Chunk:
         rows, written = self._convert(places)
-        return _Chunk(rows, before.last + len(places), written, next_size(before.next_size, written))
+        return _Chunk(rows, before.last + len(places), written, next_size(before.next_size, len(rows), written))
 
     def rows(self, places: Sequence[int]) -> list[WireRow]:
         """Convert and return the rows at some places."""
@@ -197,8 +197,11 @@ def bytes_of(columns: Mapping[str, list[Any]], layout: Layout) -> int:
     return sum(sum(map(len, filter(None, columns[name]))) for name in layout.wide)
 
 
-def next_size(size: int, written: int) -> int:
-    """Return the number of rows of the next chunk: fewer where rows are large, so that memory stays bounded."""
-    if written > CHUNK_BYTES:
-        return max(1, size * CHUNK_BYTES // written)
-    return min(size * 4, _MAX_CHUNK_ROWS if written <= size * _SMALL_ROW_BYTES else CHUNK_ROWS)
+def next_size(size: int, rows: int, written: int) -> int:
+    """Return the size of the next chunk, after one that was to have `size` rows and had `rows` with so many bytes.
+
+    Fewer where rows are large, so that memory stays bounded.
+    """
+    most = _MAX_CHUNK_ROWS if written <= rows * _SMALL_ROW_BYTES else CHUNK_ROWS
+    fit = rows * CHUNK_BYTES // written if written else most
+    return max(1, min(size * 4, most, fit))

@@ -201,12 +201,12 @@ class Ahead(Iterator[T]):
             self._error, self._is_over = error, True
         return not self._is_over
 
-    def __bool__(self) -> bool:
+    def has_more(self) -> bool:
         """Tell whether there is something to come, an error too; makes an item to find out."""
         return bool(self._made or self.make() or self._error)
 
     def __next__(self) -> T:
-        if self:
+        if self.has_more():
             if self._made:
                 return self._made.popleft()
             error, self._error = self._error, None

@@ -19,6 +19,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final
 
 import psycopg
@@ -34,7 +35,7 @@ from observatory_storage.writers import sql, wire
 from observatory_storage.writers.batch_usage import BatchUsage
 from observatory_storage.writers.content import MODEL_CALLS, SpanKey, fill_spans
 from observatory_storage.writers.convert import Rejections, WireRow
-from observatory_storage.writers.keyed_batch import CHUNK_ROWS
+from observatory_storage.writers.keyed_batch import CHUNK_BYTES
 from observatory_storage.writers.message_store import MessageStore
 from observatory_storage.writers.resources import write_resources
 from observatory_storage.writers.rows import (
@@ -208,14 +209,16 @@ class TraceTransaction:
         So is what is made of all of them: afterwards the server would wait for it.
         """
         lacks_content = _lacks_content(spans.layout)
+        wide = list(map(spans.layout.names.index, spans.layout.wide))
         held: list[Sequence[WireRow]] = []
-        sent = 0
+        sent = size = 0
         for chunk in chunks:
             yield chunk
             held.append(chunk)
             sent += len(chunk)
-            # Until then the server would wait for them. Those of large rows, of which there are few, are not held.
-            if sent < TAKEN_IN_ROWS and len(chunk) * 2 >= min(sent, CHUNK_ROWS):
+            if sent < TAKEN_IN_ROWS and size < CHUNK_BYTES:
+                # The server would wait for the sums, and has nothing to do yet.
+                size += sum(sum(map(len, filter(None, map(itemgetter(at), chunk)))) for at in wide)
                 continue
             self._add(held, deltas, lacks_content)
             held.clear()
