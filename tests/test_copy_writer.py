@@ -194,6 +194,16 @@ def test_it_commits_after_so_many_rows_where_it_is_told_to(pool: StoragePool, da
 
 def test_the_next_rows_are_read_while_the_server_stores_and_only_so_many(pool: StoragePool, database_url: str) -> None:
     spans = bare(make_spans(traces=400, spans=20))
+    spans[500] |= {"name": "slow to commit"}
+    with psycopg.connect(database_url) as owner:
+        owner.execute(
+            """
+            CREATE FUNCTION sleep_a_second() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN PERFORM pg_sleep(1); RETURN NULL; END';
+            CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON trace_spans DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW WHEN (NEW.name = 'slow to commit') EXECUTE FUNCTION sleep_a_second()
+            """
+        )
     waiting: list[int] = []
 
     def given() -> Iterator[dict[str, Any]]:
@@ -209,25 +219,24 @@ def test_the_next_rows_are_read_while_the_server_stores_and_only_so_many(pool: S
         assert CopyWriter(commit_rows=1_000).write_spans(connection, given()) == 8_000
         assert connection.meanwhile is None
     # Read beyond the transaction that was not committed yet, and never by more than a chunk too many.
-    assert 1_000 < max(waiting) <= 1_000 + 1_500 + 256
+    assert 1_000 + 1_450 < max(waiting) <= 1_000 + 1_500 + 256
 
 
-@pytest.mark.parametrize("size", [50, 1_000])
 def test_rows_that_come_from_the_same_connection_are_an_error_and_no_deadlock(
-    pool: StoragePool, database_url: str, size: int
+    pool: StoragePool, database_url: str
 ) -> None:
     spans = sorted(bare(make_spans(traces=100, spans=20)), key=lambda span: span["start_time"])
 
     def given(connection: psycopg.Connection[Any]) -> Iterator[dict[str, Any]]:
         for number, span in enumerate(spans):
-            if number % size == 0:
+            if number % 50 == 0:
                 connection.execute("SELECT 1")
             yield span
 
     with pool.raw_connection() as connection:
         assert isinstance(connection, PooledConnection)
         with pytest.raises((psycopg.Error, StorageError)):
-            CopyWriter(commit_rows=size).write_spans(connection, given(connection))
+            CopyWriter(commit_rows=50).write_spans(connection, given(connection))
         assert connection.meanwhile is None
         connection.rollback()
         assert CopyWriter().write_spans(connection, spans[count(database_url, "trace_spans") :]) > 0

@@ -11,17 +11,21 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any, NoReturn
 
 import pytest
+from pydantic import SecretStr
 
 from observatory_storage import LogRepository, LogWriter, MetricWriter, TraceWriter, WriterConfig
 from observatory_storage.caching import Cached
+from observatory_storage.config import RedisConfig
 from observatory_storage.errors import ConfigurationError, InvalidFilterError, UnavailableError
 from observatory_storage.models import LogRecord
 from observatory_storage.pool import StoragePool
 from observatory_storage.realtime import EventTail, LogEvent, PointEvent, SpanEvent, TailFilters
+from observatory_storage.realtime.link import Realtime
 from tests.cached import until
 from tests.command_line import environment, invoke, program
 from tests.servers import RedisProcess
@@ -320,32 +324,42 @@ def test_a_pool_that_closes_tears_no_connection_from_under_its_followers(databas
         with suppress(UnavailableError):
             list(pool.stream.tail(idle_timeout_seconds=0.1))
 
-    def read(pool: StoragePool) -> None:
-        assert pool.cache is not None
-        ready.release()
+    ready = threading.Semaphore(0)
+    with ThreadPoolExecutor(4) as threads:
+        for round_number in range(5):
+            pool = StoragePool.from_url(database_url, redis_url=redis_url, min_connections=0, max_connections=1)
+            running = [threads.submit(follow, pool) for _ in range(4)]
+            for _ in running:
+                ready.acquire()
+            time.sleep(0.02 + 0.03 * round_number)
+            pool.close()
+            for future in running:
+                future.result()
+
+
+def test_a_pool_that_closes_tears_no_connection_from_under_cached_reads(pool: StoragePool, redis_url: str) -> None:
+    def read(realtime: Realtime, is_over: threading.Event) -> None:
         number = 0
-        while not closed.is_set():
+        while not is_over.is_set():
             number += 1
             with suppress(LookupError):
-                pool.cache.read(Cached.TRACE, b"%016d" % number, absent)
+                realtime.cache.read(Cached.TRACE, b"%016d" % number, absent)
 
     def absent() -> NoReturn:
         raise LookupError
 
-    ready, closed = threading.Semaphore(0), threading.Event()
-    with ThreadPoolExecutor(8) as threads:
-        for round_number in range(10):
-            pool = StoragePool.from_url(database_url, redis_url=redis_url, min_connections=0, max_connections=1)
-            running = [threads.submit(what, pool) for what in 4 * (follow, read)]
-            for _ in running:
-                ready.acquire()
-            time.sleep(0.02 + 0.015 * round_number)
-            pool.close()
-            time.sleep(0.01)
-            closed.set()
+    config = replace(pool.config, redis=RedisConfig(url=SecretStr(redis_url)))
+    assert config.redis is not None
+    with ThreadPoolExecutor(6) as threads:
+        for round_number in range(100):
+            realtime, is_over = Realtime(config, config.redis), threading.Event()
+            running = [threads.submit(read, realtime, is_over) for _ in range(6)]
+            time.sleep(0.01 + round_number % 10 * 0.001)
+            realtime.close()
+            time.sleep(0.005)
+            is_over.set()
             for future in running:
                 future.result()
-            closed.clear()
 
 
 def test_what_is_too_much_is_dropped_and_counted_and_never_waited_for(
