@@ -34,6 +34,11 @@ class Size:
     rounds: int
 
     @property
+    def many_rounds(self) -> int:
+        """Rounds of few ways, whose ratios are judged: the machine's own speed changes by a third within seconds."""
+        return self.pick(1, 3, 3 * self.rounds)
+
+    @property
     def is_judged(self) -> bool:
         """Whether the run is long enough for its figures to be judged."""
         return self.name != "smoke"

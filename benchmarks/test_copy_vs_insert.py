@@ -7,6 +7,7 @@ emptied and a CHECKPOINT before each run; rows of about 1.6 kB, 20 spans a trace
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 import pytest
 
@@ -16,6 +17,14 @@ from benchmarks.figures import ratio_bars
 from benchmarks.interleaved import Benchmark, Timings, Way
 from benchmarks.spans import SpanWays
 from observatory_storage.pool import StoragePool
+
+_NEAR: Final = (
+    ways.LIMIT,
+    ways.LIMIT_BESIDE_WORK,
+    ways.COPY_WRITER,
+    ways.COPY_WRITER_CALLS,
+    spans.TRACE_WRITER_COPY,
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +50,6 @@ def test_copy_vs_insert(span_ways: SpanWays, size: Size, benchmark: Benchmark, r
     note = "" if span_ways.psql is not None else "This machine has no psql: `\\copy` is not measured."
     report.ways(title, records, note)
     report.bars("copy_vs_insert", "Spans: part of the server's limit", ratio_bars(records, "of the limit"))
-    beside = f"the limit itself has {timings.ratio(ways.LIMIT_BESIDE_WORK, ways.LIMIT):.2f} beside a busy core"
-    calls = f"{timings.ratio(ways.COPY_WRITER_CALLS, ways.LIMIT):.2f} where each batch is a call; {beside}"
-    report.measure("copy_writer_spans", timings.ratio(ways.COPY_WRITER, ways.LIMIT), calls)
-    report.measure("trace_writer_copy", timings.ratio(spans.TRACE_WRITER_COPY, ways.LIMIT), beside)
     report.measure("replay", timings.ratio(spans.REPLAY, spans.TRACE_WRITER_COPY))
     report.measure("insert_against_values", timings.ratio(spans.TRACE_WRITER_INSERT, ways.VALUES))
     report.measure("insert_against_executemany", timings.ratio(spans.TRACE_WRITER_INSERT, ways.EXECUTEMANY_CONFLICT))
@@ -64,6 +69,19 @@ def test_copy_vs_insert(span_ways: SpanWays, size: Size, benchmark: Benchmark, r
             f"`TraceWriter` by COPY reaches {part:.2f} of psycopg's `write_row` from ready tuples, which checks, "
             "repairs, identifies and sums up nothing and refuses a replay."
         )
+
+
+def test_near_the_limit(span_ways: SpanWays, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
+    timings = Timings([way for way in all_ways(span_ways) if way.name in _NEAR])
+    timings.run_round(keep=False)
+    benchmark.pedantic(timings.run_round, rounds=size.many_rounds)
+    records = timings.summary({"of the limit": ways.LIMIT})
+    benchmark.extra_info.update(machine=machine, ways=records)
+    report.ways(f"Spans: the project by COPY, in turns with the limit alone, {size.many_rounds} rounds", records)
+    beside = f"the limit itself has {timings.ratio(ways.LIMIT_BESIDE_WORK, ways.LIMIT):.2f} beside a busy core"
+    calls = f"{timings.ratio(ways.COPY_WRITER_CALLS, ways.LIMIT):.2f} where each batch is a call; {beside}"
+    report.measure("copy_writer_spans", timings.ratio(ways.COPY_WRITER, ways.LIMIT), calls)
+    report.measure("trace_writer_copy", timings.ratio(spans.TRACE_WRITER_COPY, ways.LIMIT), beside)
 
 
 def _checked(made: SpanWays, way: Way) -> Way:
