@@ -88,7 +88,7 @@ class PooledConnection(psycopg.Connection[TupleRow]):
 
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
-        # Work that uses the connection all the same gets an error of libpq; by psycopg's lock it would wait for ever.
+        # Work that sends a statement all the same gets an error of libpq; by psycopg's lock it would wait for ever.
         self.lock = threading.RLock()  # type: ignore[assignment]
 
     def wait(self, gen: PQGen[T], *args: Any, **options: Any) -> T:

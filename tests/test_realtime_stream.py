@@ -360,6 +360,7 @@ def test_a_pool_that_closes_tears_no_connection_from_under_cached_reads(pool: St
             is_over.set()
             for future in running:
                 future.result()
+            realtime.close()  # what was used afterwards
 
 
 def test_what_is_too_much_is_dropped_and_counted_and_never_waited_for(

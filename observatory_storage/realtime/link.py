@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from queue import Empty, Full
+import os
 from typing import Any, Final
 
 import redis
@@ -19,6 +18,7 @@ from observatory_storage.realtime.stream import LONGEST_BLOCK_SECONDS, EventStre
 
 # Each follower holds one while it waits: as many as there are.
 _MOST_FOLLOWERS: Final = 10_000
+_LOCK_SECONDS: Final = 1.0
 
 
 class Realtime:
@@ -86,17 +86,19 @@ class Realtime:
 
 
 def _close_idle(connections: redis.BlockingConnectionPool) -> None:
-    """Close what nobody uses. It is taken out first: such a pool hands out without the lock by which it closes."""
-    taken = []
-    with suppress(Empty):
-        while True:
-            taken.append(connections.pool.get_nowait())
-    for connection in taken:
-        if connection is not None:
-            connection.disconnect()
-    with suppress(Full):
-        for connection in reversed(taken):
-            connections.pool.put_nowait(connection)
+    """Close what nobody uses, while nobody is handed it: such a pool gives out by its queue, and closes without it."""
+    if connections.pid != os.getpid():
+        # All in there is the parent's, whose thread may have held the lock when it forked.
+        return
+    waiting = connections.pool
+    # A signal handler may have come while its own thread holds it.
+    if waiting.mutex.acquire(timeout=_LOCK_SECONDS):
+        try:
+            for connection in waiting.queue:
+                if connection is not None:
+                    connection.disconnect()
+        finally:
+            waiting.mutex.release()
 
 
 def _options(timeout_seconds: float) -> dict[str, Any]:

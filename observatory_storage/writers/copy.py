@@ -74,7 +74,7 @@ class CopyWriter:
 
     With `commit_rows` it commits itself, after so many rows each time and at the end, the first time with what the
     caller has done in the same transaction. After an error what was committed stays, and the caller rolls back. Inside
-    `connection.transaction()`, which knows no COMMIT, it raises StorageError and stores nothing. On a connection of a
+    `connection.transaction()`, which knows no COMMIT, it raises StorageError after the first rows. On a connection of a
     `StoragePool` the first rows of the next transaction are read and converted while the server finishes one.
     """
 

@@ -203,7 +203,7 @@ class Ahead(Iterator[T]):
 
     def has_more(self) -> bool:
         """Tell whether there is something to come, an error too; makes an item to find out."""
-        return bool(self._made or self.make() or self._error)
+        return bool(self._made) or self.make() or self._error is not None
 
     def __next__(self) -> T:
         if self.has_more():

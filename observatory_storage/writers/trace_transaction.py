@@ -216,10 +216,11 @@ class TraceTransaction:
             yield chunk
             held.append(chunk)
             sent += len(chunk)
-            if sent < TAKEN_IN_ROWS and size < CHUNK_BYTES:
-                # The server would wait for the sums, and has nothing to do yet.
+            if sent < TAKEN_IN_ROWS:
                 size += sum(sum(map(len, filter(None, map(itemgetter(at), chunk)))) for at in wide)
-                continue
+                if size < CHUNK_BYTES:
+                    # The server would wait for the sums, and has nothing to do yet.
+                    continue
             self._add(held, deltas, lacks_content)
             held.clear()
         self._add(held, deltas, lacks_content)

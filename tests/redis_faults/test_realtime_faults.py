@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import redis
 
 from observatory_storage import TraceRepository, TraceWriter
 from observatory_storage.pool import StoragePool
+from observatory_storage.realtime.breaker import Breaker
 from tests.cached import TIMEOUT, cache_of, pool_on, until, write
 from tests.servers import RedisProcess
 from tests.telemetry import assert_summaries_exact, count, make_spans
@@ -214,6 +217,36 @@ def _flush(server: RedisProcess) -> None:
 
     with redis.Redis.from_url(server.url) as client:
         client.flushall()
+
+
+def test_a_breaker_may_be_stopped_by_whoever_holds_it() -> None:
+    def probe() -> None:
+        breaker.stop()
+        stopped.set()
+
+    stopped = threading.Event()
+    breaker = Breaker(probe)
+    breaker.open(redis.ConnectionError("away"))
+    # By its own probe, which need not wait for itself; and by a signal handler in the midst of its own work.
+    assert stopped.wait(10)
+    with breaker._lock:
+        breaker.stop()
+    until(lambda: not [thread for thread in threading.enumerate() if thread.name == "observatory-redis-probe"])
+
+
+def test_a_pool_is_closed_while_its_own_thread_or_its_parent_holds_the_queue(pool: StoragePool) -> None:
+    assert pool.realtime is not None
+    write(pool, make_spans(1, 2))
+    with pool.realtime._waiting_readers.pool.mutex:
+        started = time.monotonic()
+        pool.realtime.close()
+        assert time.monotonic() - started < 5
+        child = os.fork()
+        if not child:
+            started = time.monotonic()
+            pool.realtime.close()
+            os._exit(time.monotonic() - started > 0.9)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_pool_that_closes_waits_for_the_probe_under_way(database_url: str, server: RedisProcess) -> None:
