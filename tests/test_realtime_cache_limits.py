@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +17,7 @@ from observatory_storage.caching import Cached
 from observatory_storage.models import Trace, TraceSpan
 from observatory_storage.pool import StoragePool
 from observatory_storage.realtime import ReadCache
-from tests.cached import key_of, write
+from tests.cached import in_child, key_of, write
 from tests.telemetry import make_spans
 
 
@@ -212,20 +211,3 @@ def test_a_forked_child_reads_and_drops_by_itself(redis_pool: StoragePool, cache
         over.set()
         for task in busy:
             task.result()
-
-
-def in_child(work: Callable[[], int]) -> int:
-    """What a small number that a forked child computes is."""
-    import warnings
-
-    with warnings.catch_warnings():
-        # That there are threads is the point.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if not pid:
-        status = 255
-        try:
-            status = work()
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

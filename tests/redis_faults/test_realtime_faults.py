@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ import redis
 from observatory_storage import TraceRepository, TraceWriter
 from observatory_storage.pool import StoragePool
 from observatory_storage.realtime.breaker import Breaker
-from tests.cached import TIMEOUT, cache_of, pool_on, until, write
+from tests.cached import TIMEOUT, cache_of, in_child, pool_on, until, write
 from tests.servers import RedisProcess
 from tests.telemetry import assert_summaries_exact, count, make_spans
 
@@ -235,18 +234,20 @@ def test_a_breaker_may_be_stopped_by_whoever_holds_it() -> None:
 
 
 def test_a_pool_is_closed_while_its_own_thread_or_its_parent_holds_the_queue(pool: StoragePool) -> None:
-    assert pool.realtime is not None
+    realtime = pool.realtime
+    assert realtime is not None
     write(pool, make_spans(1, 2))
-    with pool.realtime._waiting_readers.pool.mutex:
+    with realtime._waiting_readers.pool.mutex:
         started = time.monotonic()
-        pool.realtime.close()
+        realtime.close()
         assert time.monotonic() - started < 5
-        child = os.fork()
-        if not child:
+
+        def close() -> int:
             started = time.monotonic()
-            pool.realtime.close()
-            os._exit(time.monotonic() - started > 0.9)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            realtime.close()
+            return int(time.monotonic() - started > 0.9)
+
+        assert in_child(close) == 0
 
 
 def test_a_pool_that_closes_waits_for_the_probe_under_way(database_url: str, server: RedisProcess) -> None:
