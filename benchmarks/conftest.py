@@ -36,7 +36,7 @@ class Size:
     @property
     def many_rounds(self) -> int:
         """Rounds of few ways, whose ratios are judged: the machine's own speed changes by a third within seconds."""
-        return self.pick(1, 3, 3 * self.rounds)
+        return self.pick(1, 1, 3 * self.rounds)
 
     @property
     def is_judged(self) -> bool:
