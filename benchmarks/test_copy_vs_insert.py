@@ -7,7 +7,6 @@ emptied and a CHECKPOINT before each run; rows of about 1.6 kB, 20 spans a trace
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 import pytest
 
@@ -15,16 +14,9 @@ from benchmarks import spans, ways
 from benchmarks.conftest import Report, Size
 from benchmarks.figures import ratio_bars
 from benchmarks.interleaved import Benchmark, Timings, Way
+from benchmarks.near_limit import NearLimit
 from benchmarks.spans import SpanWays
 from observatory_storage.pool import StoragePool
-
-_NEAR: Final = (
-    ways.LIMIT,
-    ways.LIMIT_BESIDE_WORK,
-    ways.COPY_WRITER,
-    ways.COPY_WRITER_CALLS,
-    spans.TRACE_WRITER_COPY,
-)
 
 
 @pytest.fixture(scope="module")
@@ -72,16 +64,11 @@ def test_copy_vs_insert(span_ways: SpanWays, size: Size, benchmark: Benchmark, r
 
 
 def test_near_the_limit(span_ways: SpanWays, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
-    timings = Timings([way for way in all_ways(span_ways) if way.name in _NEAR])
-    timings.run_round(keep=False)
-    benchmark.pedantic(timings.run_round, rounds=size.many_rounds)
-    records = timings.summary({"of the limit": ways.LIMIT})
-    benchmark.extra_info.update(machine=machine, ways=records)
-    report.ways(f"Spans: the project by COPY, in turns with the limit alone, {size.many_rounds} rounds", records)
-    beside = f"the limit itself has {timings.ratio(ways.LIMIT_BESIDE_WORK, ways.LIMIT):.2f} beside a busy core"
-    calls = f"{timings.ratio(ways.COPY_WRITER_CALLS, ways.LIMIT):.2f} where each batch is a call; {beside}"
-    report.measure("copy_writer_spans", timings.ratio(ways.COPY_WRITER, ways.LIMIT), calls)
-    report.measure("trace_writer_copy", timings.ratio(spans.TRACE_WRITER_COPY, ways.LIMIT), beside)
+    writer = spans.TRACE_WRITER_COPY
+    near = NearLimit("Spans", all_ways(span_ways), writer, size=size, benchmark=benchmark, report=report)
+    benchmark.extra_info.update(machine=machine, ways=near.records)
+    report.measure("copy_writer_spans", near.ratio(ways.COPY_WRITER), near.calls)
+    report.measure("trace_writer_copy", near.ratio(writer), near.beside)
 
 
 def _checked(made: SpanWays, way: Way) -> Way:

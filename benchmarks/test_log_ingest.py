@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 import pytest
 
@@ -12,9 +11,8 @@ from benchmarks.conftest import Report, Size
 from benchmarks.figures import ratio_bars
 from benchmarks.interleaved import Benchmark, Timings
 from benchmarks.log_ways import LOG_WRITER_COPY, LogWays
+from benchmarks.near_limit import NearLimit
 from observatory_storage.pool import StoragePool
-
-_NEAR: Final = (ways.LIMIT, ways.LIMIT_BESIDE_WORK, ways.COPY_WRITER, ways.COPY_WRITER_CALLS, LOG_WRITER_COPY)
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +34,7 @@ def test_log_ingest(log_ways: LogWays, size: Size, benchmark: Benchmark, report:
 
 
 def test_near_the_limit(log_ways: LogWays, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
-    timings = Timings([way for way in (log_ways.limit(), *log_ways.own(), *log_ways.by_hand()) if way.name in _NEAR])
-    timings.run_round(keep=False)
-    benchmark.pedantic(timings.run_round, rounds=size.many_rounds)
-    records = timings.summary({"of the limit": ways.LIMIT})
-    benchmark.extra_info.update(machine=machine, ways=records)
-    report.ways(f"Log records: the project by COPY, in turns with the limit alone, {size.many_rounds} rounds", records)
-    beside = f"the limit itself has {timings.ratio(ways.LIMIT_BESIDE_WORK, ways.LIMIT):.2f} beside a busy core"
-    calls = f"{timings.ratio(ways.COPY_WRITER_CALLS, ways.LIMIT):.2f} where each batch is a call; {beside}"
-    report.measure("copy_writer_logs", timings.ratio(ways.COPY_WRITER, ways.LIMIT), calls)
+    found = [log_ways.limit(), *log_ways.own(), *log_ways.by_hand()]
+    near = NearLimit("Log records", found, LOG_WRITER_COPY, size=size, benchmark=benchmark, report=report)
+    benchmark.extra_info.update(machine=machine, ways=near.records)
+    report.measure("copy_writer_logs", near.ratio(ways.COPY_WRITER), near.calls)

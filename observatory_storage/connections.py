@@ -85,11 +85,13 @@ class PooledConnection(psycopg.Connection[TupleRow]):
     """
 
     meanwhile: Callable[[], bool] | None = None
+    # Work that sends a statement all the same gets an error of libpq; by psycopg's own, which no thread may take twice,
+    # it would wait for ever.
+    lock: Any
 
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
-        # Work that sends a statement all the same gets an error of libpq; by psycopg's lock it would wait for ever.
-        self.lock = threading.RLock()  # type: ignore[assignment]
+        self.lock = threading.RLock()
 
     def wait(self, gen: PQGen[T], *args: Any, **options: Any) -> T:
         """Wait for the server as psycopg does, and work meanwhile."""

@@ -37,7 +37,7 @@ from observatory_storage.writers.convert import (
     known_rows,
 )
 from observatory_storage.writers.instances import SERVER_COLUMNS
-from observatory_storage.writers.keyed_batch import AHEAD_ROWS, CHUNK_BYTES, FIRST_CHUNK_ROWS, bytes_of, next_size
+from observatory_storage.writers.keyed_batch import FIRST_CHUNK_ROWS, bytes_of, is_enough_ahead, next_size
 from observatory_storage.writers.log_batch import identify_logs, log_columns
 from observatory_storage.writers.metric_batch import identify_metric, identify_points, identify_series
 from observatory_storage.writers.metric_columns import MADE_COLUMNS
@@ -207,7 +207,7 @@ def _up_to(most_rows: int, chunks: Ahead[_Chunk], connection: psycopg.Connection
 
 
 def _is_enough(made: Sequence[_Chunk]) -> bool:
-    return sum(len(chunk.rows) for chunk in made) >= AHEAD_ROWS or sum(chunk.bytes for chunk in made) > CHUNK_BYTES
+    return is_enough_ahead(sum(len(chunk.rows) for chunk in made), sum(chunk.bytes for chunk in made))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ _MAX_CHUNK_ROWS: Final = 256
 FIRST_CHUNK_ROWS: Final = 8
 CHUNK_BYTES: Final = 4 * 1024 * 1024
 # Rows of the next batch that are converted while the server finishes one: so many as it stores in that time.
-AHEAD_ROWS: Final = 1_500
+_AHEAD_ROWS: Final = 1_500
 
 
 class _Chunk(NamedTuple):
@@ -82,7 +82,7 @@ class KeyedBatch:
     def convert_ahead(self) -> bool:
         """Convert one more chunk and keep it until `chunks` is called; false, and nothing done, where it is enough."""
         chunk = self._ahead[-1] if self._ahead else _NOTHING
-        if chunk.last >= min(len(self._given), AHEAD_ROWS) or sum(done.bytes for done in self._ahead) > CHUNK_BYTES:
+        if chunk.last >= len(self._given) or is_enough_ahead(chunk.last, sum(done.bytes for done in self._ahead)):
             return False
         self._ahead.append(self._next_chunk(chunk))
         return True
@@ -190,6 +190,11 @@ class KeyedBatch:
     ) -> list[WireRow]:
         """Make rows of converted columns; `given` has what they were made from, and `places` where they stand."""
         return list(zip(*map(columns.__getitem__, self.layout.names), strict=True))
+
+
+def is_enough_ahead(rows: int, written: int) -> bool:
+    """Tell whether so many converted rows, and bytes of their wide columns, will do before the server asks for them."""
+    return rows >= _AHEAD_ROWS or written > CHUNK_BYTES
 
 
 def bytes_of(columns: Mapping[str, list[Any]], layout: Layout) -> int:
