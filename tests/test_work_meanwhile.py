@@ -11,10 +11,12 @@ import pytest
 
 from observatory_storage.connections import PooledConnection
 from observatory_storage.pool import StoragePool
+from observatory_storage.writers import TraceWriter, WriteMethod, WriterConfig
 from observatory_storage.writers.convert import Rejections, WireRow
 from observatory_storage.writers.rows import Ahead, insert_rows
 from observatory_storage.writers.span_batch import SpanBatch
 from observatory_storage.writers.tables import SPANS
+from observatory_storage.writers.trace_transaction import TraceTransaction
 from tests.telemetry import make_spans
 
 
@@ -136,3 +138,26 @@ def test_what_is_made_ahead_comes_in_order_and_an_error_when_its_turn_comes() ->
         next(ahead)
     assert not ahead.has_more()
     assert list(ahead) == []
+
+
+def test_large_spans_do_not_wait_to_be_added_up(pool: StoragePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[tuple[int, int]] = []
+    add = TraceTransaction._add
+
+    def watched(self: TraceTransaction, chunks: list[list[tuple[Any, ...]]], *given: Any) -> None:
+        rows = [row for chunk in chunks for row in chunk]
+        held.append((len(rows), sum(len(value) for row in rows for value in row if isinstance(value, bytes))))
+        add(self, chunks, *given)
+
+    monkeypatch.setattr(TraceTransaction, "_add", watched)
+    for size in (100, 40_000):
+        held.clear()
+        spans = [{**span, "input": "x" * size} for span in make_spans(traces=60, spans=20, seed=size)]
+        with TraceWriter(pool, WriterConfig(method=WriteMethod.COPY, batch_size=1_200)) as writer:
+            writer.write_spans(spans)
+        assert sum(rows for rows, _ in held) == 1_200
+        if size == 100:
+            # The first thousand together, since the server has nothing to do before it has them.
+            assert held[0][0] >= 1_000
+        else:
+            assert max(written for _, written in held) < 10 * 1024 * 1024
