@@ -50,7 +50,7 @@ def recount(connection: Connection, trace_ids: Iterable[bytes], sums: UsageSums)
         return 0
     with connection.cursor(binary=True) as cursor:
         cursor.execute(statements.SPANS_OF_TRACES, {"ids": ids})
-        spans = sorted(map(_Span._make, cursor), key=lambda span: span.trace_id)
+        spans = sorted(map(_Span._make, cursor.fetchall()), key=lambda span: span.trace_id)
     changes: dict[tuple[bytes, bytes, dt.datetime], tuple[bool, int]] = {}
     for _, group in itertools.groupby(spans, key=lambda span: span.trace_id):
         changes |= _changes(list(group))

@@ -39,8 +39,9 @@ TAKEN_IN_ROWS: Final = 1_000
 MAX_BUFFERED_TUPLES of PostgreSQL's copyfrom.c; its bound by bytes counts rows in text format alone.
 """
 # COPY takes in that many rows at a time and then stores them for some milliseconds. Linux gives a local socket room
-# for 130 rows, so that the server would wait for the next chunk each time; less is granted where less is allowed.
-_SEND_BUFFER: Final = 1024 * 1024
+# for 130 rows, so that the server would wait for the next chunk each time. With room for all of a batch this process
+# is free for the next one while the server works on it; less is granted where less is allowed.
+_SEND_BUFFER: Final = 4 * 1024 * 1024
 _INSERT_STATEMENTS: Final = {
     "trace_spans": sql.INSERT_SPANS,
     "trace_events": sql.INSERT_EVENTS,
