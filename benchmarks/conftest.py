@@ -36,7 +36,12 @@ class Size:
     @property
     def many_rounds(self) -> int:
         """Rounds of few ways, whose ratios are judged: the machine's own speed changes by a third within seconds."""
-        return self.pick(1, 1, 3 * self.rounds)
+        return self.pick(1, 1, 2 * self.rounds + 1)
+
+    @property
+    def many_rows(self) -> int:
+        """Rows of such a round: a dozen batches, of which the first one, which nobody prepared meanwhile, is one."""
+        return self.pick(self.rows, self.rows, 2 * self.rows)
 
     @property
     def is_judged(self) -> bool:

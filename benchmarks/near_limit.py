@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from benchmarks import ways
 from benchmarks.conftest import Report, Size
-from benchmarks.interleaved import Benchmark, Timings, Way
+from benchmarks.interleaved import Benchmark, Timings
 
-_NEAR: Final = (ways.LIMIT, ways.LIMIT_BESIDE_WORK, ways.COPY_WRITER, ways.COPY_WRITER_CALLS)
+_NEAR: Final = (ways.COPY_WRITER, ways.COPY_WRITER_CALLS)
 
 
 class NearLimit:
     """Rounds of few ways: among all of them a round takes so long that the machine's own speed changes in it."""
 
     def __init__(
-        self, title: str, all_ways: Sequence[Way], writer: str, *, size: Size, benchmark: Benchmark, report: Report
+        self, title: str, made: ways.Ways, writer: str, *, size: Size, benchmark: Benchmark, report: Report
     ) -> None:
         """Run the limit, CopyWriter and `writer`, and report them."""
-        self._timings = Timings([way for way in all_ways if way.name in (*_NEAR, writer)])
+        own = [way for way in made.own() if way.name in (*_NEAR, writer)]
+        self._timings = Timings([made.limit(), made.limit_beside_work(), *own])
         self._timings.run_round(keep=False)
         benchmark.pedantic(self._timings.run_round, rounds=size.many_rounds)
         self.records = self._timings.summary({"of the limit": ways.LIMIT})

@@ -7,6 +7,7 @@ emptied and a CHECKPOINT before each run; rows of about 1.6 kB, 20 spans a trace
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -63,9 +64,10 @@ def test_copy_vs_insert(span_ways: SpanWays, size: Size, benchmark: Benchmark, r
         )
 
 
-def test_near_the_limit(span_ways: SpanWays, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
+def test_near_the_limit(pool: StoragePool, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
     writer = spans.TRACE_WRITER_COPY
-    near = NearLimit("Spans", all_ways(span_ways), writer, size=size, benchmark=benchmark, report=report)
+    with closing(SpanWays(pool, size.many_rows, blobs_only=True)) as made:
+        near = NearLimit("Spans", made, writer, size=size, benchmark=benchmark, report=report)
     benchmark.extra_info.update(machine=machine, ways=near.records)
     report.measure("copy_writer_spans", near.ratio(ways.COPY_WRITER), near.calls)
     report.measure("trace_writer_copy", near.ratio(writer), near.beside)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -33,8 +34,8 @@ def test_log_ingest(log_ways: LogWays, size: Size, benchmark: Benchmark, report:
     report.bars("log_ingest", "Log records: part of the server's limit", ratio_bars(records, "of the limit"))
 
 
-def test_near_the_limit(log_ways: LogWays, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
-    found = [log_ways.limit(), *log_ways.own(), *log_ways.by_hand()]
-    near = NearLimit("Log records", found, LOG_WRITER_COPY, size=size, benchmark=benchmark, report=report)
+def test_near_the_limit(pool: StoragePool, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
+    with closing(LogWays(pool, size.many_rows)) as made:
+        near = NearLimit("Log records", made, LOG_WRITER_COPY, size=size, benchmark=benchmark, report=report)
     benchmark.extra_info.update(machine=machine, ways=near.records)
     report.measure("copy_writer_logs", near.ratio(ways.COPY_WRITER), near.calls)

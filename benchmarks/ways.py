@@ -97,12 +97,15 @@ class Ways(ABC):
         if outsiders:
             self._tuples = [self._ready(row) for row in self.complete]
             self.psql = Psql.find(pool)
-            self._busy_core = BusyCore()
             self._asyncpg = AsyncpgCopy(pool, self.table, self.columns, self._types)
             self._records = [[*self._asyncpg.records(batch)] for batch in batches(self.complete)]
             self._directory = tempfile.TemporaryDirectory(prefix="obs-ways-")
             folder = Path(self._directory.name)
             self._files = self._write_files(folder, "BINARY"), self._write_files(folder, "TEXT")
+
+    @abstractmethod
+    def own(self) -> list[Way]:
+        """The project's ways."""
 
     @abstractmethod
     def write(self, method: WriteMethod) -> None:
@@ -132,13 +135,18 @@ class Ways(ABC):
         """What the server can take at most: bytes that are ready to be sent."""
         return self.way(LIMIT, self.send_blobs)
 
-    def by_hand(self) -> list[Way]:
-        """COPY by other programs, other libraries, and by hand; and what the limit is where a client has work to do."""
-        assert self._asyncpg is not None
-        assert self._busy_core is not None
+    def limit_beside_work(self) -> Way:
+        """What the limit is where a client has work to do."""
+        if self._busy_core is None:
+            self._busy_core = BusyCore()
         beside = self._busy_core.beside
+        return self.way(LIMIT_BESIDE_WORK, lambda: beside(self.send_blobs))
+
+    def by_hand(self) -> list[Way]:
+        """COPY by other programs, other libraries, and by hand, and the limit beside work."""
+        assert self._asyncpg is not None
         ways = [
-            self.way(LIMIT_BESIDE_WORK, lambda: beside(self.send_blobs)),
+            self.limit_beside_work(),
             self.way(WRITE_ROW, self._write_tuples),
             self.way(BY_HAND, self._write_mappings),
             self.way(ASYNCPG, self._by_asyncpg),
