@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import closing
 from typing import Final
 
 from benchmarks import spans as span_ways
@@ -38,8 +39,19 @@ def test_otlp_ingest(pool: StoragePool, size: Size, benchmark: Benchmark, report
     report.bars(
         "otlp_ingest", "OTLP: part of the server's limit on the same spans", ratio_bars(records, "of the limit")
     )
-    report.measure("otlp", timings.ratio(TO_COMMITTED, ways.LIMIT))
     made.close()
+
+
+def test_near_the_limit(pool: StoragePool, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
+    payloads = [*requests(SpanSource(seed=8).spans(size.many_rows))]
+    with closing(SpanWays(pool, size.many_rows, spans=decode_all(payloads), blobs_only=True)) as made:
+        timings = Timings([made.limit(), made.way(TO_COMMITTED, lambda: ingest(pool, payloads))])
+        timings.run_round(keep=False)
+        benchmark.pedantic(timings.run_round, rounds=size.many_rounds)
+    records = timings.summary({"of the limit": ways.LIMIT})
+    benchmark.extra_info.update(machine=machine, ways=records)
+    report.ways(f"Requests of 512 spans, in turns with the limit alone, {size.many_rounds} rounds", records)
+    report.measure("otlp", timings.ratio(TO_COMMITTED, ways.LIMIT))
 
 
 def test_whole_conversations(pool: StoragePool, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
