@@ -59,11 +59,11 @@ class LogWays(Ways):
     truncated: ClassVar[str] = "logs, resources"
     model: ClassVar[type[Base]] = LogRecord
 
-    def __init__(self, pool: StoragePool, rows: int, *, outsiders: bool = False) -> None:
+    def __init__(self, pool: StoragePool, rows: int, *, outsiders: bool = False, blobs_only: bool = False) -> None:
         self.logs = make_logs(rows)
         bare = [{name: value for name, value in row.items() if name != "resource"} for row in self.logs]
         columns = LOGS.layout(frozenset().union(*bare)).names
-        super().__init__(pool, bare, columns, outsiders=outsiders)
+        super().__init__(pool, bare, columns, outsiders=outsiders, blobs_only=blobs_only)
         self._partition = self._hour()
 
     def own(self) -> list[Way]:

@@ -15,7 +15,7 @@ from benchmarks import spans, ways
 from benchmarks.conftest import Report, Size
 from benchmarks.figures import ratio_bars
 from benchmarks.interleaved import Benchmark, Timings, Way
-from benchmarks.near_limit import NearLimit
+from benchmarks.near_limit import NearLimit, copy_ways
 from benchmarks.spans import SpanWays
 from observatory_storage.pool import StoragePool
 
@@ -67,7 +67,8 @@ def test_copy_vs_insert(span_ways: SpanWays, size: Size, benchmark: Benchmark, r
 def test_near_the_limit(pool: StoragePool, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
     writer = spans.TRACE_WRITER_COPY
     with closing(SpanWays(pool, size.many_rows, blobs_only=True)) as made:
-        near = NearLimit("Spans", made, writer, size=size, benchmark=benchmark, report=report)
+        judged = copy_ways(made, writer)
+        near = NearLimit("Spans: by COPY", made.limit(), judged, size=size, benchmark=benchmark, report=report)
     benchmark.extra_info.update(machine=machine, ways=near.records)
     report.measure("copy_writer_spans", near.ratio(ways.COPY_WRITER), near.calls)
     report.measure("trace_writer_copy", near.ratio(writer), near.beside)

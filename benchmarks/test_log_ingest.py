@@ -12,7 +12,7 @@ from benchmarks.conftest import Report, Size
 from benchmarks.figures import ratio_bars
 from benchmarks.interleaved import Benchmark, Timings
 from benchmarks.log_ways import LOG_WRITER_COPY, LogWays
-from benchmarks.near_limit import NearLimit
+from benchmarks.near_limit import NearLimit, copy_ways
 from observatory_storage.pool import StoragePool
 
 
@@ -35,7 +35,8 @@ def test_log_ingest(log_ways: LogWays, size: Size, benchmark: Benchmark, report:
 
 
 def test_near_the_limit(pool: StoragePool, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
-    with closing(LogWays(pool, size.many_rows)) as made:
-        near = NearLimit("Log records", made, LOG_WRITER_COPY, size=size, benchmark=benchmark, report=report)
+    with closing(LogWays(pool, size.many_rows, blobs_only=True)) as made:
+        judged = copy_ways(made, LOG_WRITER_COPY)
+        near = NearLimit("Log records: by COPY", made.limit(), judged, size=size, benchmark=benchmark, report=report)
     benchmark.extra_info.update(machine=machine, ways=near.records)
     report.measure("copy_writer_logs", near.ratio(ways.COPY_WRITER), near.calls)

@@ -13,6 +13,7 @@ from benchmarks.data import SpanSource
 from benchmarks.distributions import tau_runs
 from benchmarks.figures import ratio_bars
 from benchmarks.interleaved import Benchmark, Timings
+from benchmarks.near_limit import NearLimit
 from benchmarks.otlp_bytes import requests
 from benchmarks.spans import SpanWays
 from observatory_storage.models import SpanRow
@@ -45,13 +46,11 @@ def test_otlp_ingest(pool: StoragePool, size: Size, benchmark: Benchmark, report
 def test_near_the_limit(pool: StoragePool, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
     payloads = [*requests(SpanSource(seed=8).spans(size.many_rows))]
     with closing(SpanWays(pool, size.many_rows, spans=decode_all(payloads), blobs_only=True)) as made:
-        timings = Timings([made.limit(), made.way(TO_COMMITTED, lambda: ingest(pool, payloads))])
-        timings.run_round(keep=False)
-        benchmark.pedantic(timings.run_round, rounds=size.many_rounds)
-    records = timings.summary({"of the limit": ways.LIMIT})
-    benchmark.extra_info.update(machine=machine, ways=records)
-    report.ways(f"Requests of 512 spans, in turns with the limit alone, {size.many_rounds} rounds", records)
-    report.measure("otlp", timings.ratio(TO_COMMITTED, ways.LIMIT))
+        judged = [made.way(TO_COMMITTED, lambda: ingest(pool, payloads))]
+        title = "Requests of 512 spans"
+        near = NearLimit(title, made.limit(), judged, size=size, benchmark=benchmark, report=report)
+    benchmark.extra_info.update(machine=machine, ways=near.records)
+    report.measure("otlp", near.ratio(TO_COMMITTED))
 
 
 def test_whole_conversations(pool: StoragePool, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:

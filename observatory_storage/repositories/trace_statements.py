@@ -158,7 +158,8 @@ def list_traces(
         statement = _newest_first(select(Trace), filters, by_span_index=by_span_index, undated=undated)
         # Where spans are probed, each new plan opens all of their partitions.
         probes_spans = not by_span_index and (filters.model is not None or filters.provider is not None)
-        statement = statement.limit(_written_out(limit) if probes_spans else limit).offset(filters.offset or None)
+        is_common = probes_spans and undated is None
+        statement = statement.limit(_written_out(limit) if is_common else limit).offset(filters.offset or None)
     else:
         unnamed = filters.model_copy(update={"name": None})
         newest = _newest_first(
@@ -186,15 +187,19 @@ def _newest_first(
 
 
 def _written_out(number: int) -> ColumnElement[int]:
-    # Of a limit that is a parameter a plan for all parameters thinks as a tenth of all rows. The server then plans
-    # anew each time: with 21 partitions of spans two thirds of what the newest 50 traces of a model take.
+    # Of a limit that is a parameter a plan for all parameters thinks as a tenth of all rows, and so the server plans
+    # anew each time: with 21 partitions of spans a third of what the newest 50 traces of a model take.
     return literal_column(str(number), Integer)
 
 
 def count_spans_of_model(filters: TraceFilters, at_most: int) -> Select[int]:
-    """Count the spans with the model that the filters ask for, and no further than `at_most`."""
-    found = select(literal_column("1", Integer)).select_from(TraceSpan).where(*model_conditions(filters))
-    return select(_count().label("span_count")).select_from(found.limit(_written_out(at_most)).subquery())
+    """Count the spans with the model that the filters ask for, and no further than `at_most`.
+
+    The limit is a parameter, so that each model is planned by its own frequency: a plan for all of them may read every
+    partition for one that hardly occurs.
+    """
+    found = select(literal_column("1", Integer)).select_from(TraceSpan).where(*model_conditions(filters)).limit(at_most)
+    return select(_count().label("span_count")).select_from(found.subquery())
 
 
 def trace_totals(filters: TraceFilters) -> Select[*tuple[Any, ...]]:

@@ -36,7 +36,7 @@ def find_repeats(nodes: Sequence[Node]) -> list[bool]:
     around_usage = _ancestors({node.span_id for node in calls if node.has_usage}, parents)
     around_calls = _ancestors({node.span_id for node in calls}, parents)
     counted = {node.span_id for node in calls if node.has_usage and node.span_id not in around_usage}
-    # Most traces have none.
+    # Asked for calls without usage alone, and most traces have none.
     without_usage = any(not node.has_usage for node in calls)
     below_counted = _descendants(counted, parents) if without_usage else set[bytes]()
 

@@ -6,6 +6,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -40,7 +41,7 @@ MAX_BUFFERED_TUPLES of PostgreSQL's copyfrom.c; its bound by bytes counts rows i
 """
 # COPY takes in that many rows at a time and then stores them for some milliseconds. Linux gives a local socket room
 # for 130 rows, so that the server would wait for the next chunk each time. With room for all of a batch this process
-# is free for the next one while the server works on it; less is granted where less is allowed.
+# is free for the next one while the server works on it; Linux doubles what is asked, and grants what is allowed.
 _SEND_BUFFER: Final = 4 * 1024 * 1024
 _INSERT_STATEMENTS: Final = {
     "trace_spans": sql.INSERT_SPANS,
@@ -93,7 +94,9 @@ def _widen(connection: Connection) -> None:
     if hasattr(socket, "AF_UNIX"):
         with socket.socket(fileno=os.dup(connection.pgconn.socket)) as line:
             if line.family == socket.AF_UNIX:
-                line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+                # BSD refuses what Linux cuts to what it allows.
+                with suppress(OSError):
+                    line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
 
 
 def merge_rows(

@@ -171,6 +171,7 @@ def _begins_with_long_prompt(messages: list[Any]) -> bool:
         return False
     content = messages[0].get("content")
     if type(content) is str and len(content) >= _LEAST_BYTES:
+        # As JSON it is no shorter; what cannot be encoded is found where its id is made.
         return True
     try:
         return len(orjson.dumps(messages[0])) >= _LEAST_BYTES
