@@ -53,6 +53,16 @@ def test_it_makes_no_traces_and_a_duplicate_raises(pool: StoragePool, database_u
     assert (count(database_url, "trace_spans"), count(database_url, "traces")) == (len(spans), 0)
 
 
+def test_a_kernel_that_refuses_more_room_in_the_socket_is_no_error(
+    pool: StoragePool, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.SO_SNDBUF", 9999)
+    with pool.raw_connection() as connection:
+        assert CopyWriter().write_spans(connection, bare(make_spans(traces=2))) > 0
+        connection.commit()
+    assert count(database_url, "trace_spans") > 0
+
+
 def test_traces_events_and_models_are_written_as_given(pool: StoragePool, database_url: str) -> None:
     key = uuid.uuid4()
     copy = CopyWriter(project="mine")

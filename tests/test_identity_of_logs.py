@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from observatory_storage.identity import timed_ids
 from observatory_storage.models import LogRow
 from observatory_storage.writers.convert import Rejections
 from observatory_storage.writers.log_batch import LogBatch
@@ -78,3 +79,14 @@ def test_the_order_of_keys_says_nothing() -> None:
     assert ids(there) == ids(back)
     structured = {"timestamp": TIME, "body_json": {"a": "x", "b": "y"}}
     assert ids(structured) == ids({"timestamp": TIME, "body_json": {"b": "y", "a": "x"}})
+
+
+def test_times_beyond_48_bits_count_as_the_first_or_the_last() -> None:
+    contents = [b"", b"a", b"b", b"c"]
+    assert [key.hex() for key in timed_ids([0, -1, 2**48, 2**48 - 1], contents)] == [
+        "00000000000080e380b0c44298fc1c14",
+        "00000000000080ca80978112ca1bbdca",
+        "ffffffffffff803e8023e8160039594a",
+        "ffffffffffff802e807d2c03a9507ae2",
+    ]
+    assert timed_ids([], []) == []

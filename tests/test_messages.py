@@ -283,6 +283,19 @@ def test_messages_of_a_megabyte_do_not_hinder_others(pool: StoragePool) -> None:
     )
 
 
+@pytest.mark.parametrize(("end", "shared"), [("", 1), ("\ud800", 0)])
+def test_a_long_prompt_alone_is_stored_once_unless_it_is_no_json(
+    pool: StoragePool, database_url: str, end: str, shared: int
+) -> None:
+    prompt = [{"role": "system", "content": "x" * 2000 + end}]
+    rows = [{**row, "input": prompt, "output": None, "attributes": {}} for row in conversation(calls=2)]
+    write(pool, rows)
+    assert count(database_url, "messages") == shared
+    with pool.session() as session:
+        read = TraceRepository(session).get_trace_by_id(rows[0]["trace_id"]).spans
+    assert [span.input for span in read] == [[{"role": "system", "content": "x" * 2000 + end.replace("\ud800", "\ufffd")}]] * len(rows)
+
+
 def test_a_trace_is_read_by_one_statement_more(pool: StoragePool, recorded_statements: Any) -> None:
     rows = conversation()
     write(pool, rows)

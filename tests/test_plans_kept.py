@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy.dialects import postgresql
 
 from observatory_storage.pool import StoragePool
 from observatory_storage.repositories import TraceFilters, TraceRepository
 from observatory_storage.repositories import trace_statements as statements
+from tests.prepared import compiled
 from tests.trace_rows import at, span, store, trace
 
 # psycopg prepares what it ran five times; then the server makes five plans for given values before it thinks of one
@@ -33,6 +33,8 @@ def test_traces_of_a_model_or_provider_are_planned_once(pool: StoragePool, monke
     assert min(found.values()) > 0
 
 
-def test_a_model_is_counted_by_its_own_plan() -> None:
-    counted = statements.count_spans_of_model(TraceFilters(model="gpt"), 5).compile(dialect=postgresql.dialect())
-    assert "LIMIT %(param_1)s" in str(counted)
+def test_a_model_is_counted_and_a_rare_one_found_by_a_plan_of_its_own() -> None:
+    counted = compiled(statements.count_spans_of_model(TraceFilters(model="gpt"), 5))
+    assert "LIMIT $2" in counted
+    assert "LIMIT $2" in compiled(statements.list_traces(TraceFilters(model="gpt", limit=5), by_span_index=True))
+    assert "LIMIT 6" in compiled(statements.list_traces(TraceFilters(model="gpt", limit=5)))
