@@ -263,10 +263,13 @@ def _reads(stores: Stores) -> Latencies:
     copies = {"small": stores.small_copies, "large": stores.large_copies}
     # The newest trace, and so the filters, are the same in both.
     filters = reads(Store(stores.template, [*stores.small_copies], 0), repositories["small"])
+    # What the small store has too little of for a page, a session, fills no more of the other's.
+    pages = {name: len(repositories["small"].list(chosen)) for name, chosen in filters.items()}
     operations: dict[str, Operation] = {}
     for which, repository in repositories.items():
         for name, chosen in filters.items():
-            operations[f"{name}, {which}"] = _list(repository, chosen)
+            shown = name.replace("50", str(pages[name]))
+            operations[f"{shown}, {which}"] = _list(repository, chosen.model_copy(update={"limit": pages[name]}))
         operations[f"{ONE_TRACE}, {which}"] = _one(repository, stores.template, copies[which])
         operations[f"{NAME}, {which}"] = _list(repository, TraceFilters(name="airline"))
         operations[f"{NO_NAME}, {which}"] = _list(repository, TraceFilters(name="zeppelin"))

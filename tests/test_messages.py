@@ -293,7 +293,9 @@ def test_a_long_prompt_alone_is_stored_once_unless_it_is_no_json(
     assert count(database_url, "messages") == shared
     with pool.session() as session:
         read = TraceRepository(session).get_trace_by_id(rows[0]["trace_id"]).spans
-    assert [span.input for span in read] == [[{"role": "system", "content": "x" * 2000 + end.replace("\ud800", "\ufffd")}]] * len(rows)
+    assert [span.input for span in read] == [
+        [{"role": "system", "content": "x" * 2000 + end.replace("\ud800", "\ufffd")}]
+    ] * len(rows)
 
 
 def test_a_trace_is_read_by_one_statement_more(pool: StoragePool, recorded_statements: Any) -> None:

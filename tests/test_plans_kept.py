@@ -33,8 +33,32 @@ def test_traces_of_a_model_or_provider_are_planned_once(pool: StoragePool, monke
     assert min(found.values()) > 0
 
 
+def test_a_pool_keeps_what_is_prepared_and_plans_all_but_lists_for_their_values(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("observatory_storage.repositories.trace.FEW_SPANS", 50)
+    rows = [trace(number, start_time=at(number)) for number in range(400)]
+    with StoragePool.from_url(database_url, min_connections=1, max_connections=1) as pool:
+        store(pool, rows, [span(row, 1, model="gpt") for row in rows])
+        with pool.raw_connection() as connection:
+            connection.execute("ANALYZE traces, trace_spans")
+            connection.commit()
+        for _ in range(_CALLS):
+            assert len(TraceRepository(pool).list(TraceFilters(model="gpt", limit=5))) == 5
+            assert len(TraceRepository(pool).get_trace_by_id(rows[0]["id"]).spans) == 1
+        with pool.raw_connection() as connection:
+            found = connection.execute(
+                "SELECT statement ~ 'EXISTS', generic_plans, custom_plans FROM pg_prepared_statements "
+                "WHERE statement ~ '^SELECT (traces.*EXISTS|trace_spans)'"
+            ).fetchall()
+    plans = {is_list: (generic, custom) for is_list, generic, custom in found}
+    assert plans[True][0] > 0
+    assert plans[False][0] == 0
+    assert plans[False][1] > 5
+
+
 def test_a_model_is_counted_and_a_rare_one_found_by_a_plan_of_its_own() -> None:
-    counted = compiled(statements.count_spans_of_model(TraceFilters(model="gpt"), 5))
-    assert "LIMIT $2" in counted
+    assert "LIMIT $3" in compiled(statements.count_spans_of_model(TraceFilters(project="p", model="gpt"), 5))
+    assert "DESC \n LIMIT 5" in compiled(statements.count_spans_of_model(TraceFilters(model="gpt"), 5))
     assert "LIMIT $2" in compiled(statements.list_traces(TraceFilters(model="gpt", limit=5), by_span_index=True))
     assert "LIMIT 6" in compiled(statements.list_traces(TraceFilters(model="gpt", limit=5)))

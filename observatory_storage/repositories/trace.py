@@ -116,7 +116,9 @@ class TraceRepository(Reader):
         earlier span arrives, may show on both or on neither.
         """
         filters = filters_or_all(TraceFilters, filters)
-        with self._reading() as session:
+        # Each plan of a list that probes spans opens all of their partitions, where it reads one or two. Names are
+        # sought by a plan for the given text.
+        with self._reading(plan_each=filters.name is not None) as session:
             few = _has_few_spans(session, filters)
             names = None if few else find_names(session, filters)
             if names is not None and not names.found:
