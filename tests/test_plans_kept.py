@@ -57,6 +57,20 @@ def test_a_pool_keeps_what_is_prepared_and_plans_all_but_lists_for_their_values(
     assert plans[False][1] > 5
 
 
+def test_a_rare_model_is_found_by_a_plan_of_its_own(database_url: str) -> None:
+    rows = [trace(number, start_time=at(number)) for number in range(400)]
+    with StoragePool.from_url(database_url, min_connections=1, max_connections=1) as pool:
+        store(pool, rows, [span(row, 1, model="gpt") for row in rows])
+        for _ in range(_CALLS):
+            assert len(TraceRepository(pool).list(TraceFilters(model="gpt", limit=5))) == 5
+        with pool.raw_connection() as connection:
+            found = connection.execute(
+                "SELECT generic_plans, custom_plans FROM pg_prepared_statements "
+                "WHERE statement ~ '^SELECT traces.* IN .SELECT'"
+            ).fetchall()
+    assert [(generic, custom > 5) for generic, custom in found] == [(0, True)]
+
+
 def test_a_model_is_counted_and_a_rare_one_found_by_a_plan_of_its_own() -> None:
     assert "LIMIT $3" in compiled(statements.count_spans_of_model(TraceFilters(project="p", model="gpt"), 5))
     assert "DESC \n LIMIT 5" in compiled(statements.count_spans_of_model(TraceFilters(model="gpt"), 5))

@@ -143,6 +143,11 @@ class Reader:
                 sqlstate=error.sqlstate,
             ) from error
 
+    def _plan_each(self, session: Session) -> None:
+        """Have what follows planned for the values it is given, on a session of the pool's own."""
+        if not isinstance(self._source, Session):
+            _driver(session).execute(PLAN_EACH)
+
     @contextmanager
     def _beside(self, caller: Session) -> Iterator[Session]:
         """Give a session that shares the caller's connection and transaction, but not its objects."""

@@ -120,6 +120,9 @@ class TraceRepository(Reader):
         # sought by a plan for the given text.
         with self._reading(plan_each=filters.name is not None) as session:
             few = _has_few_spans(session, filters)
+            if few:
+                # A plan for all models takes a rare one for as frequent as others, and would read all traces.
+                self._plan_each(session)
             names = None if few else find_names(session, filters)
             if names is not None and not names.found:
                 return Page(())
