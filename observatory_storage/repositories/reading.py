@@ -27,9 +27,6 @@ SELECT before.value, set_config('statement_timeout',
          THEN %(milliseconds)s::text ELSE before.value END, true)
 FROM before
 """
-# A plan for given values opens the partitions that hold them and knows how frequent they are; one for all values does
-# neither, and stays where its estimate is too good.
-PLAN_EACH: Final = "SET LOCAL plan_cache_mode = force_custom_plan"
 RESTORE_TIMEOUT: Final = "SELECT set_config('statement_timeout', %(value)s::text, true)"
 
 
@@ -62,9 +59,7 @@ class Reader:
 
     Either way the objects that leave are detached: they show what the statement read, whatever the caller's
     session holds, and are for reading only. Pending changes of a caller's session are flushed first where
-    it autoflushes. On a caller's session nothing is committed. A session of a pool's ends with COMMIT, though it wrote
-    nothing: at each ROLLBACK psycopg forgets the statements that are prepared on the connection. There statements
-    are planned for the values they are given, but for lists of traces, of which the server decides.
+    it autoflushes. No read is ever committed.
 
     Each statement may run for `statement_timeout_seconds` (None: as long as the server allows); a stricter
     timeout of the caller's stays. On a caller's session what stood before is put back after each call. A
@@ -121,8 +116,7 @@ class Reader:
                     session.commit()
 
     @contextmanager
-    def _reading(self, *, plan_each: bool = True) -> Iterator[Session]:
-        """Give a session to read on. Without `plan_each` the server decides whether it plans anew."""
+    def _reading(self) -> Iterator[Session]:
         try:
             with translate_errors():
                 if isinstance(self._source, Session):
@@ -130,11 +124,10 @@ class Reader:
                         yield session
                 else:
                     with self._source.session() as session:
-                        self._limit(_driver(session), plan_each=plan_each)
+                        self._limit(_driver(session))
                         yield session
-                        # Before the end, which would expire what was read.
+                        # Before the rollback at the end, which would expire what was read.
                         session.expunge_all()
-                        session.commit()
         except StorageError as error:
             if error.sqlstate != _QUERY_CANCELED:
                 raise
@@ -142,11 +135,6 @@ class Reader:
                 f"the server stopped a read, which may take {self._timeout_seconds} seconds at most: {error}",
                 sqlstate=error.sqlstate,
             ) from error
-
-    def _plan_each(self, session: Session) -> None:
-        """Have what follows planned for the values it is given, on a session of the pool's own."""
-        if not isinstance(self._source, Session):
-            _driver(session).execute(PLAN_EACH)
 
     @contextmanager
     def _beside(self, caller: Session) -> Iterator[Session]:
@@ -165,10 +153,8 @@ class Reader:
             if before is not None and driver.info.transaction_status == TransactionStatus.INTRANS:
                 driver.execute(RESTORE_TIMEOUT, {"value": before})
 
-    def _limit(self, driver: psycopg.Connection[object], *, plan_each: bool = False) -> str | None:
+    def _limit(self, driver: psycopg.Connection[object]) -> str | None:
         if self._timeout_seconds is None:
-            if plan_each:
-                driver.execute(PLAN_EACH)
             return None
         given = {
             "seconds": self._timeout_seconds,
@@ -178,8 +164,6 @@ class Reader:
         # machine, where a round trip takes 0.05 ms, that is 0.05 ms slower than without a pipeline.
         cursor = driver.cursor(row_factory=scalar_row)
         with driver.pipeline():
-            if plan_each:
-                driver.execute(PLAN_EACH)
             cursor.execute(SET_TIMEOUT, given)
         return str(cursor.fetchone())
 

@@ -116,13 +116,8 @@ class TraceRepository(Reader):
         earlier span arrives, may show on both or on neither.
         """
         filters = filters_or_all(TraceFilters, filters)
-        # Each plan of a list that probes spans opens all of their partitions, where it reads one or two. Names are
-        # sought by a plan for the given text.
-        with self._reading(plan_each=filters.name is not None) as session:
+        with self._reading() as session:
             few = _has_few_spans(session, filters)
-            if few:
-                # A plan for all models takes a rare one for as frequent as others, and would read all traces.
-                self._plan_each(session)
             names = None if few else find_names(session, filters)
             if names is not None and not names.found:
                 return Page(())

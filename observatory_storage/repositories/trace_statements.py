@@ -156,10 +156,7 @@ def list_traces(
     limit = filters.limit + 1 if undated is None else undated
     if names is None or filters.name is None:
         statement = _newest_first(select(Trace), filters, by_span_index=by_span_index, undated=undated)
-        # Where spans are probed, each new plan opens all of their partitions.
-        probes_spans = not by_span_index and (filters.model is not None or filters.provider is not None)
-        is_common = probes_spans and undated is None
-        statement = statement.limit(_written_out(limit) if is_common else limit).offset(filters.offset or None)
+        statement = statement.limit(limit).offset(filters.offset or None)
     else:
         unnamed = filters.model_copy(update={"name": None})
         newest = _newest_first(
@@ -187,20 +184,13 @@ def _newest_first(
 
 
 def _written_out(number: int) -> ColumnElement[int]:
-    # Of a limit that is a parameter a plan for all parameters thinks as a tenth of all rows, and so the server plans
-    # anew each time: with 21 partitions of spans a third of what the newest 50 traces of a model take.
+    # Of a limit that is a parameter a plan for all parameters thinks as a tenth of all rows.
     return literal_column(str(number), Integer)
 
 
 def count_spans_of_model(filters: TraceFilters, at_most: int) -> Select[int]:
     """Count the spans with the model that the filters ask for, and no further than `at_most`."""
-    found = select(literal_column("1", Integer)).select_from(TraceSpan).where(*model_conditions(filters))
-    if filters.project is None and filters.provider is None:
-        # The index on (model, start_time) gives this order, so that one plan is as good for all models.
-        found = found.order_by(TraceSpan.start_time.desc()).limit(_written_out(at_most))
-    else:
-        # A model is planned by its own frequency: one plan for all may read a whole project for one that is rare.
-        found = found.limit(at_most)
+    found = select(literal_column("1", Integer)).select_from(TraceSpan).where(*model_conditions(filters)).limit(at_most)
     return select(_count().label("span_count")).select_from(found.subquery())
 
 
