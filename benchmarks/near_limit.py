@@ -8,7 +8,7 @@ from benchmarks import ways
 from benchmarks.conftest import Report, Size
 from benchmarks.interleaved import Benchmark, Timings, Way
 
-COPY_WAYS: Final = (ways.COPY_WRITER, ways.COPY_WRITER_CALLS)
+_COPY_WAYS: Final = (ways.COPY_WRITER, ways.COPY_WRITER_CALLS)
 
 
 class NearLimit:
@@ -41,4 +41,4 @@ class NearLimit:
 
 def copy_ways(made: ways.Ways, writer: str) -> list[Way]:
     """The limit beside work, CopyWriter, and a writer of the signal."""
-    return [made.limit_beside_work(), *(way for way in made.own() if way.name in (*COPY_WAYS, writer))]
+    return [made.limit_beside_work(), *(way for way in made.own() if way.name in (*_COPY_WAYS, writer))]

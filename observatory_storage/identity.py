@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import struct
 import uuid
 from collections.abc import Iterable
 from typing import Any, Final
@@ -23,6 +24,7 @@ _TRACE_ID_HEX = re.compile(
     r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}", re.ASCII
 )
 _LAST_MS: Final = 2**48 - 1
+_UINT64: Final = struct.Struct("!Q").pack
 _NO_TRACE: Final = bytes(16)
 _NO_SPAN: Final = bytes(8)
 
@@ -120,9 +122,8 @@ def timed_ids(unix_ms: Iterable[int], contents: Iterable[bytes]) -> list[bytes]:
     """
     digests = [hashlib.sha256(content).digest() for content in contents]
     times = [time if 0 <= time <= _LAST_MS else 0 if time < 0 else _LAST_MS for time in unix_ms]
-    # 48 bits of time; the version and four zero bits; 8 bits; the variant and six zero bits; 56 bits. Many records
-    # share a millisecond.
-    begins = {time: (time << 8 | 0x80).to_bytes(7) for time in set(times)}
+    # 48 bits of time; the version and four zero bits; 8 bits; the variant and six zero bits; 56 bits.
     return [
-        b"%b%b\x80%b" % (begins[time], digest[:1], digest[1:8]) for time, digest in zip(times, digests, strict=True)
+        _UINT64(time << 16 | 0x8000 | digest[0]) + b"\x80" + digest[1:8]
+        for time, digest in zip(times, digests, strict=True)
     ]

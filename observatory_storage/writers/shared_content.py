@@ -169,10 +169,6 @@ def _messages_of(value: Any) -> list[dict[str, Any]] | None:
 def _begins_with_long_prompt(messages: list[Any]) -> bool:
     if not messages or type(messages[0]) is not dict or messages[0].get("role") not in _LEADING:
         return False
-    content = messages[0].get("content")
-    if type(content) is str and len(content) >= _LEAST_BYTES:
-        # As JSON it is no shorter; what cannot be encoded is found where its id is made.
-        return True
     try:
         return len(orjson.dumps(messages[0])) >= _LEAST_BYTES
     except (orjson.JSONEncodeError, RecursionError):
