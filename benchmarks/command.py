@@ -23,7 +23,7 @@ _DESCRIPTION: Final = """\
 Run benchmarks and show their figures, each beside its baselines in the same run.
 
 They start a PostgreSQL of their own (extra "embedded"), or use the server of
-OBSERVATORY_TEST_DATABASE_URL. Without a size all suites take up to half an hour.
+OBSERVATORY_TEST_DATABASE_URL. Without a size all suites take about three quarters of an hour.
 --quick takes under two minutes, and leaves out what shows nothing in so little
 time, unless it is named. --full adds rounds, and takes growth, retention and
 usage_rollups to 5,000,000 spans.

@@ -45,13 +45,9 @@ class Timings:
         busy disk) became part of its figure: 0.65 of the limit after one neighbour, 0.75 after another.
         """
         for way in self._random.sample(self._ways, len(self._ways)):
-            way.prepare()
-            gc.collect()
-            started = time.perf_counter()
-            way.run()
-            seconds = time.perf_counter() - started
+            seconds = timed(way)
             if keep:
-                self._seconds[way.name].append(seconds / way.rows)
+                self._seconds[way.name].append(seconds)
 
     def rates(self, name: str) -> list[float]:
         """Rows a second, one figure a round."""
@@ -88,6 +84,49 @@ class Timings:
                 }
             )
         return sorted(records, key=lambda record: -record["rows_per_second"])
+
+
+class TimingsBetween(Timings):
+    """Ways each of which runs between two runs of one that all are compared with.
+
+    The machine's own speed changes within seconds: a way is compared with the mean of what goes before it and what
+    comes after it, so that a drift falls on both sides alike. The order of the ways is their own each round.
+    """
+
+    def __init__(self, base: Way, ways: Sequence[Way]) -> None:
+        super().__init__([base, *ways])
+        self._base = base
+        self._judged = ways
+        self._around: dict[str, list[float]] = {way.name: [] for way in ways}
+
+    def run_round(self, *, keep: bool = True) -> None:
+        """Run the base, and then each way and the base once more."""
+        before = timed(self._base)
+        of_base = [before]
+        for way in self._random.sample(self._judged, len(self._judged)):
+            seconds, after = timed(way), timed(self._base)
+            of_base.append(after)
+            if keep:
+                self._seconds[way.name].append(seconds)
+                self._around[way.name].append((before + after) / 2)
+            before = after
+        if keep:
+            self._seconds[self._base.name].append(statistics.mean(of_base))
+
+    def ratios(self, name: str, base: str) -> list[float]:
+        """How many times as fast as `base`, in each round: as its runs before and after, where all are judged by it."""
+        if base != self._base.name or name == base:
+            return super().ratios(name, base)
+        return [around / seconds for around, seconds in zip(self._around[name], self._seconds[name], strict=True)]
+
+
+def timed(way: Way) -> float:
+    """Run a way once; return the seconds a row."""
+    way.prepare()
+    gc.collect()
+    started = time.perf_counter()
+    way.run()
+    return (time.perf_counter() - started) / way.rows
 
 
 def freeze() -> None:

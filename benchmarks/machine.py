@@ -48,6 +48,7 @@ def facts(url: str) -> dict[str, Any]:
         "postgresql": server,
         "settings": settings,
         "file_system": _file_system(directory),
+        "socket_kb": _socket_kb(),
     }
 
 
@@ -145,6 +146,14 @@ def _memory() -> int:
     if not all(name in getattr(os, "sysconf_names", {}) for name in names):
         return 0
     return os.sysconf(names[0]) * os.sysconf(names[1])
+
+
+def _socket_kb() -> int | None:
+    """What Linux allows a socket to hold of what is sent, in kB: writers ask for 4 MB (`writers/rows.py`)."""
+    try:
+        return int(Path("/proc/sys/net/core/wmem_max").read_text()) // 1024
+    except OSError:
+        return None
 
 
 def _psql() -> str | None:

@@ -73,9 +73,12 @@ def _machine(facts: Mapping[str, Any]) -> str:
     settings = ", ".join(f"{name} = {value}" for name, value in facts["settings"].items())
     libraries = ", ".join(f"{name} {version}" for name, version in facts["libraries"].items() if version)
     memory = f", {facts['memory_gb']} GB" if facts["memory_gb"] else ""
+    # Figures of before it was noted do not have it.
+    socket_kb = facts.get("socket_kb")
+    socket = f", net.core.wmem_max {socket_kb:,} kB" if socket_kb else ""
     psql = f"; {facts['psql']}" if facts["psql"] else "; no psql on this machine, so that `\\copy` is not measured"
     return (
-        f"**Machine**: {facts['cpus']} CPUs ({facts['cpu']}){memory}, {facts['system']}. **Server**: PostgreSQL "
+        f"**Machine**: {facts['cpus']} CPUs ({facts['cpu']}){memory}, {facts['system']}{socket}. **Server**: PostgreSQL "
         f"{facts['postgresql']}, data on {facts['file_system']}: {settings}. **Client**: Python {facts['python']}, "
         f"libpq by psycopg's `{facts['libpq']}`, {libraries}{psql}."
     )

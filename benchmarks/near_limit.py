@@ -1,28 +1,28 @@
-"""The ways that are judged by the server's limit, in turns with it alone."""
+"""The ways that are judged by the server's limit, each between two runs of it."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from benchmarks import ways
-from benchmarks.conftest import Report, Size
-from benchmarks.interleaved import Benchmark, Timings, Way
+from benchmarks.conftest import Report
+from benchmarks.interleaved import Benchmark, TimingsBetween, Way
 
 _COPY_WAYS: Final = (ways.COPY_WRITER, ways.COPY_WRITER_CALLS)
 
 
 class NearLimit:
-    """Rounds of few ways: among all of them a round takes so long that the machine's own speed changes in it."""
+    """Few ways in many rounds: in a round of all of them the machine's own speed changes several times."""
 
     def __init__(
-        self, title: str, limit: Way, judged: list[Way], *, size: Size, benchmark: Benchmark, report: Report
+        self, title: str, limit: Way, judged: list[Way], *, rounds: int, benchmark: Benchmark, report: Report
     ) -> None:
         """Run the limit and what is judged by it, and report both."""
-        self._timings = Timings([limit, *judged])
+        self._timings = TimingsBetween(limit, judged)
         self._timings.run_round(keep=False)
-        benchmark.pedantic(self._timings.run_round, rounds=size.many_rounds)
+        benchmark.pedantic(self._timings.run_round, rounds=rounds)
         self.records = self._timings.summary({"of the limit": ways.LIMIT})
-        report.ways(f"{title}, in turns with the limit alone, {size.many_rounds} rounds", self.records)
+        report.ways(f"{title}, each between two runs of the limit, {rounds} rounds", self.records)
 
     def ratio(self, name: str) -> float:
         """How near to the limit a way is."""

@@ -68,7 +68,9 @@ def test_near_the_limit(pool: StoragePool, size: Size, benchmark: Benchmark, rep
     writer = spans.TRACE_WRITER_COPY
     with closing(SpanWays(pool, size.many_rows, blobs_only=True)) as made:
         judged = copy_ways(made, writer)
-        near = NearLimit("Spans: by COPY", made.limit(), judged, size=size, benchmark=benchmark, report=report)
+        near = NearLimit(
+            "Spans: by COPY", made.limit(), judged, rounds=size.many_rounds, benchmark=benchmark, report=report
+        )
     benchmark.extra_info.update(machine=machine, ways=near.records)
     report.measure("copy_writer_spans", near.ratio(ways.COPY_WRITER), near.calls)
     report.measure("trace_writer_copy", near.ratio(writer), near.beside)

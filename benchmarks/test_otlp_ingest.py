@@ -48,7 +48,7 @@ def test_near_the_limit(pool: StoragePool, size: Size, benchmark: Benchmark, rep
     with closing(SpanWays(pool, size.many_rows, spans=decode_all(payloads), blobs_only=True)) as made:
         judged = [made.way(TO_COMMITTED, lambda: ingest(pool, payloads))]
         title = "Requests of 512 spans"
-        near = NearLimit(title, made.limit(), judged, size=size, benchmark=benchmark, report=report)
+        near = NearLimit(title, made.limit(), judged, rounds=size.many_rounds, benchmark=benchmark, report=report)
     benchmark.extra_info.update(machine=machine, ways=near.records)
     report.measure("otlp", near.ratio(TO_COMMITTED))
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import charts, command, figures, markdown
+from benchmarks import charts, command, figures, interleaved, markdown
 from benchmarks.distributions import QUANTILES, Distribution, Zipf, recorded
 from benchmarks.figures import Suite
+from benchmarks.interleaved import TimingsBetween, Way
 from benchmarks.targets import TARGETS
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +40,7 @@ def suite() -> Suite:
         "psql": None,
         "settings": {"fsync": "on"},
         "file_system": "ext4",
+        "socket_kb": 4096,
     }
     found = Suite({"size": "quick", "date": "2026-01-31", "machine": facts, "machine_line": "2 CPUs", "seconds": 1.0})
     found.table("Rows", ["", "of the limit"], [["CopyWriter", "0.93 (0.91–0.95)"]], "A note.")
@@ -79,7 +81,7 @@ def test_the_report_names_machine_targets_tables_charts_and_what_is_slower(suite
     assert "| CopyWriter, spans, 5,000 a batch, of the server limit | ≥ 0.92 | 0.93 | met |  |" in text
     assert "| replay of everything, of the first delivery | ≥ 0.8 | 0.50 | **not met** | a note |" in text
     assert "| not measured | suite `growth` |" in text
-    assert "2 CPUs (a CPU), 24 GB" in text
+    assert "2 CPUs (a CPU), 24 GB, Linux x86_64, net.core.wmem_max 4,096 kB." in text
     assert "no psql on this machine" in text
     assert "| CopyWriter | 0.93 (0.91–0.95) |" in text
     assert "- It is slower at this." in text
@@ -131,3 +133,28 @@ def test_a_few_users_have_most_of_the_traffic() -> None:
     drawn = [zipf.draw(dice) for _ in range(5_000)]
     assert sum(place < 20 for place in drawn) > len(drawn) * 0.35
     assert len(set(drawn)) > 500
+
+
+def test_a_way_between_two_runs_of_the_limit_is_judged_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that becomes slower all the time, each way at half of the limit's rate has half of it."""
+    moment = 0.0
+
+    def timed(way: Way) -> float:
+        nonlocal moment
+        moment += 1.0
+        return moment if way.name == "limit" else 2 * moment
+
+    monkeypatch.setattr(interleaved, "timed", timed)
+    limit, one, other = (Way(name, 1, lambda: None, lambda: None) for name in ("limit", "one", "other"))
+    timings = TimingsBetween(limit, [one, other])
+    timings.run_round(keep=False)
+    for _ in range(5):
+        timings.run_round()
+    records = {record["way"]: record for record in timings.summary({"of the limit": "limit"})}
+    assert timings.ratios("one", "limit") == timings.ratios("other", "limit") == [0.5] * 5
+    assert {name: record["ratios"]["of the limit"] for name, record in records.items()} == {
+        "limit": 1.0,
+        "one": 0.5,
+        "other": 0.5,
+    }
+    assert records["limit"]["rounds"] == 5
