@@ -78,8 +78,8 @@ def _machine(facts: Mapping[str, Any]) -> str:
     socket = f", net.core.wmem_max {socket_kb:,} kB" if socket_kb else ""
     psql = f"; {facts['psql']}" if facts["psql"] else "; no psql on this machine, so that `\\copy` is not measured"
     return (
-        f"**Machine**: {facts['cpus']} CPUs ({facts['cpu']}){memory}, {facts['system']}{socket}. **Server**: PostgreSQL "
-        f"{facts['postgresql']}, data on {facts['file_system']}: {settings}. **Client**: Python {facts['python']}, "
+        f"**Machine**: {facts['cpus']} CPUs ({facts['cpu']}){memory}, {facts['system']}{socket}. "
+        f"**Server**: PostgreSQL {facts['postgresql']}, data on {facts['file_system']}: {settings}. **Client**: Python {facts['python']}, "
         f"libpq by psycopg's `{facts['libpq']}`, {libraries}{psql}."
     )
 

@@ -27,7 +27,7 @@ def test_auto_crossover(pool: StoragePool, size: Size, benchmark: Benchmark, rep
         [
             way
             for rows in sizes
-            for batches in [max(2, min(size.pick(2, 4, 40), len(spans) // rows))]
+            for batches in [max(2, min(size.pick(2, 4, 200), len(spans) // rows))]
             for method in (WriteMethod.INSERT, WriteMethod.COPY)
             for way in _ways(tables, pool, method, spans, rows, batches)
         ]
