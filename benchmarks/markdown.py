@@ -79,8 +79,8 @@ def _machine(facts: Mapping[str, Any]) -> str:
     psql = f"; {facts['psql']}" if facts["psql"] else "; no psql on this machine, so that `\\copy` is not measured"
     return (
         f"**Machine**: {facts['cpus']} CPUs ({facts['cpu']}){memory}, {facts['system']}{socket}. "
-        f"**Server**: PostgreSQL {facts['postgresql']}, data on {facts['file_system']}: {settings}. **Client**: Python {facts['python']}, "
-        f"libpq by psycopg's `{facts['libpq']}`, {libraries}{psql}."
+        f"**Server**: PostgreSQL {facts['postgresql']}, data on {facts['file_system']}: {settings}. "
+        f"**Client**: Python {facts['python']}, libpq by psycopg's `{facts['libpq']}`, {libraries}{psql}."
     )
 
 
