@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -16,12 +18,25 @@ from benchmarks import charts, command, figures, interleaved, markdown
 from benchmarks.distributions import QUANTILES, Distribution, Zipf, recorded
 from benchmarks.figures import Suite
 from benchmarks.interleaved import TimingsBetween, Way
-from benchmarks.targets import TARGETS
+from benchmarks.targets import BY_KEY, TARGETS, shown
 
 ROOT = Path(__file__).parent.parent
 # These three take as long as all others together; they are run as well with OBSERVATORY_TEST_LONG=1.
 LONG: frozenset[str] = frozenset(
     () if os.environ.get("OBSERVATORY_TEST_LONG") == "1" else ("writer_throughput", "footprint", "concurrent_writes")
+)
+
+# What the README tells of the report, in its order.
+README_FIGURES: Final = (
+    "copy_writer_spans",
+    "copy_writer_logs",
+    "trace_writer_copy",
+    "otlp",
+    "insert_against_values",
+    "insert_against_executemany",
+    "ingest_when_large",
+    "newest_when_large",
+    "one_trace_when_large",
 )
 
 
@@ -133,6 +148,15 @@ def test_a_few_users_have_most_of_the_traffic() -> None:
     drawn = [zipf.draw(dice) for _ in range(5_000)]
     assert sum(place < 20 for place in drawn) > len(drawn) * 0.35
     assert len(set(drawn)) > 500
+
+
+def test_the_readme_has_the_figures_of_the_report() -> None:
+    measures = {
+        key: found for suite in figures.read(figures.STORE).values() for key, found in suite["measures"].items()
+    }
+    section = (ROOT / "README.md").read_text().partition("## How fast")[2].partition("\n## ")[0]
+    told = re.findall(r"^\| .+ \| (.+) \|$", section, re.M)
+    assert told == [f"{shown(measures[key]['value'])}{BY_KEY[key].unit}" for key in README_FIGURES]
 
 
 def test_a_way_between_two_runs_of_the_limit_is_judged_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
