@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks import figures
 from benchmarks.figures import Suite
-from benchmarks.machine import cores_apart, describe, facts
+from benchmarks.machine import commit, cores_apart, describe, facts
 from benchmarks.ways import CHECKPOINTS
 from observatory_storage import migrations
 from observatory_storage.config import StorageConfig
@@ -89,6 +89,7 @@ def report(request: pytest.FixtureRequest, machine: str, machine_facts: dict[str
     data.setdefault("size", size.name)
     data.setdefault("date", f"{dt.datetime.now(dt.UTC):%Y-%m-%d}")
     data.setdefault("machine", machine_facts)
+    data.setdefault("commit", commit())
     data["machine_line"] = machine
     started = time.perf_counter()
     yield suite

@@ -76,10 +76,13 @@ class Suite:
             }
         )
 
-    def measure(self, key: str, value: float, note: str = "", *, partial: bool = False) -> None:
-        """Add what a target is judged by; `partial` where less was measured than it asks for."""
+    def measure(
+        self, key: str, value: float, note: str = "", *, spread: Sequence[float] = (), partial: bool = False
+    ) -> None:
+        """Add what a target is judged by, with its quartiles; `partial` where less was measured than it asks for."""
         assert key in targets.BY_KEY, key
-        self.data["measures"][key] = {"value": round(value, 4), "note": note, "partial": partial}
+        quartiles = [round(quartile, 4) for quartile in spread]
+        self.data["measures"][key] = {"value": round(value, 4), "spread": quartiles, "note": note, "partial": partial}
 
     def slower(self, what: str) -> None:
         """Add a sentence about what the project is slower at, or takes more of."""
@@ -92,7 +95,7 @@ def text_of(data: Mapping[str, Any]) -> list[str]:
     for block in data["blocks"]:
         lines += ["", block["title"], *(block["lines"] if "lines" in block else _aligned(block))]
     for key, measure in data["measures"].items():
-        lines.append(targets.BY_KEY[key].line(measure["value"], measure["note"], partial=measure["partial"]))
+        lines.append(targets.BY_KEY[key].line(measure))
     return lines
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import math
 import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 
@@ -87,13 +88,17 @@ class Timings:
 
 
 class TimingsBetween(Timings):
-    """Ways each of which runs between two runs of one that all are compared with.
+    """Ways each of which runs between two runs of a base, and is compared with both.
 
-    The machine's own speed changes within seconds: a way is compared with the mean of what goes before it and what
-    comes after it, so that a drift falls on both sides alike. The order of the ways is their own each round.
+    The machine's own speed changes within seconds: with the geometric mean of the run before and the one after a drift
+    falls on both sides alike, and what is as fast as the base has 1 whatever the noise looks like (their sum would give
+    it more where slow runs are slower than fast ones are fast). All ways follow the base, in another order each round.
+    What that leaves behind shows in the control: the base once more, as one of the ways.
     """
 
     def __init__(self, base: Way, ways: Sequence[Way]) -> None:
+        self.control = f"{base.name}, once more"
+        ways = [*ways, replace(base, name=self.control)]
         super().__init__([base, *ways])
         self._base = base
         self._judged = ways
@@ -102,21 +107,21 @@ class TimingsBetween(Timings):
     def run_round(self, *, keep: bool = True) -> None:
         """Run the base, and then each way and the base once more."""
         before = timed(self._base)
-        of_base = [before]
+        if keep:
+            self._seconds[self._base.name].append(before)
         for way in self._random.sample(self._judged, len(self._judged)):
             seconds, after = timed(way), timed(self._base)
-            of_base.append(after)
             if keep:
                 self._seconds[way.name].append(seconds)
-                self._around[way.name].append((before + after) / 2)
+                self._seconds[self._base.name].append(after)
+                self._around[way.name].append(math.sqrt(before * after))
             before = after
-        if keep:
-            self._seconds[self._base.name].append(statistics.mean(of_base))
 
     def ratios(self, name: str, base: str) -> list[float]:
-        """How many times as fast as `base`, in each round: as its runs before and after, where all are judged by it."""
-        if base != self._base.name or name == base:
-            return super().ratios(name, base)
+        """How many times as fast as the base, in each round."""
+        assert base == self._base.name, base
+        if name == base:
+            return [1.0]
         return [around / seconds for around, seconds in zip(self._around[name], self._seconds[name], strict=True)]
 
 

@@ -6,12 +6,14 @@ import gc
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from benchmarks.interleaved import freeze, p95, quartiles
 
 Operation = Callable[[], object]
+
+_DRAWS: Final = 500
 
 
 class Latencies:
@@ -45,6 +47,10 @@ class Latencies:
     def p95_ratio(self, name: str, base: str) -> float:
         return p95(self.seconds[name]) / p95(self.seconds[base])
 
+    def p95_spread(self, name: str, base: str) -> tuple[float, float]:
+        """The quartiles of that ratio, as other calls like these would have it."""
+        return p95_spread(self.seconds[name], self.seconds[base])
+
     def rows(self, base: str | Mapping[str, str]) -> list[list[str]]:
         """A line for each operation: its name, ratio to `base` (one, or one each), median, quartiles and p95 in ms."""
         lines = []
@@ -61,6 +67,14 @@ class Latencies:
             name: {"calls": len(seconds), "median": statistics.median(seconds), "p95": p95(seconds)}
             for name, seconds in self.seconds.items()
         }
+
+
+def p95_spread(seconds: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
+    """The quartiles of the ratio of two 95th percentiles, by a bootstrap: both drawn anew from what was measured."""
+    dice = random.Random(95)
+    ratios = [p95(dice.choices(seconds, k=len(seconds))) / p95(dice.choices(base, k=len(base))) for _ in range(_DRAWS)]
+    lower, _, upper = quartiles(ratios)
+    return lower, upper
 
 
 def ms(seconds: float) -> str:

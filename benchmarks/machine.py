@@ -52,6 +52,20 @@ def facts(url: str) -> dict[str, Any]:
     }
 
 
+def commit() -> str | None:
+    """Return the commit that is measured, and whether something was changed since; None where there is no git."""
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+        )
+    except OSError:
+        return None
+    return told.stdout.strip() or None
+
+
 def describe(given: Mapping[str, Any]) -> str:
     """The same in one line."""
     settings = ", ".join(f"{name} {value}" for name, value in given["settings"].items())

@@ -19,15 +19,15 @@ from observatory_storage.writers.tables import SPANS
 TRACE_WRITER_COPY: Final = "TraceWriter, COPY"
 TRACE_WRITER_INSERT: Final = "TraceWriter, INSERT"
 REPLAY: Final = "TraceWriter, COPY, replay"
+TABLES: Final = "trace_spans, trace_events, traces, resources, messages, message_packs, message_uses, usage_rollups"
+"""All that TraceWriter writes to."""
 
 
 class SpanWays(Ways):
     """Seeded spans of about 1.6 kB, 20 a trace, or those that are given, made ready for each way."""
 
     table: ClassVar[str] = "trace_spans"
-    truncated: ClassVar[str] = (
-        "trace_spans, trace_events, traces, resources, messages, message_packs, message_uses, usage_rollups"
-    )
+    truncated: ClassVar[str] = TABLES
     model: ClassVar[type[Base]] = TraceSpan
 
     def __init__(

@@ -19,6 +19,7 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 
 from benchmarks.data import SPANS_PER_TRACE, SpanSource
+from benchmarks.spans import TABLES
 from benchmarks.ways import checkpoint, copied
 from observatory_storage.lifecycle.partitions import PartitionManager
 from observatory_storage.models import SpanRow, TraceEvent, TraceSpan
@@ -32,7 +33,8 @@ TEMPLATE_SPANS: Final = 10_000
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
 # Where the server's binary times begin.
 _EPOCH: Final = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
-_EMPTY: Final = "TRUNCATE trace_spans, trace_events, traces, resources"
+_EMPTY: Final = f"TRUNCATE {TABLES}".encode()
+_EMPTY_BUT_RESOURCES: Final = f"TRUNCATE {TABLES.replace(' resources,', '')}".encode()
 _SIGNATURE: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER: Final = b"\xff\xff"
 _RESOURCES: Final = sql.Identifier("resources")
@@ -120,7 +122,7 @@ class Template:
             self.spans = _encoded(connection, "trace_spans", "trace_id", ("start_time", "end_time"))
             self.events = _encoded(connection, "trace_events", "trace_id", ("span_start_time", "timestamp"))
             self.traces = _encoded(connection, "traces", "id", ("start_time", "end_time", "root_start_time"))
-            connection.execute(_EMPTY.removesuffix(", resources"))
+            connection.execute(_EMPTY_BUT_RESOURCES)
             connection.commit()
             self._resources = b"".join(
                 copied(connection, sql.SQL("COPY {} TO STDOUT (FORMAT BINARY)").format(_RESOURCES))

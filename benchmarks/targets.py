@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,16 @@ class Target:
         """Whether it is met; where less was measured than asked, only so far."""
         return f"{'met' if self.is_met(value) else 'NOT MET'}{' so far' if partial else ''}"
 
-    def line(self, value: float, note: str, *, partial: bool) -> str:
-        """The target with its measured value, for a terminal."""
-        met = self.verdict(value, partial=partial)
-        return (
-            f"target: {self.what}: {shown(value)}{self.unit}, asked {self.asked}: {met}{f' ({note})' if note else ''}"
-        )
+    def found(self, measure: Mapping[str, Any]) -> str:
+        """What was measured, with its quartiles where it has some."""
+        spread = "–".join(map(shown, measure.get("spread", ())))
+        return f"{shown(measure['value'])}{self.unit}{f' ({spread})' if spread else ''}"
+
+    def line(self, measure: Mapping[str, Any]) -> str:
+        """The target with what was measured, for a terminal."""
+        met = self.verdict(measure["value"], partial=measure["partial"])
+        note = f" ({measure['note']})" if measure["note"] else ""
+        return f"target: {self.what}: {self.found(measure)}, asked {self.asked}: {met}{note}"
 
 
 def shown(value: float) -> str:
@@ -59,7 +64,8 @@ TARGETS: Final = (
         "TraceWriter by COPY, rows to committed with summaries, exact under replay, of the limit",
         0.80,
     ),
-    _least("replay", "copy_vs_insert", "replay of everything, of the first delivery", 0.8),
+    _least("replay", "copy_vs_insert", "replay of all spans, of the first delivery", 0.8),
+    _least("replay_of_logs", "log_ingest", "replay of all log records, of the first delivery", 0.8),
     _least("insert_against_values", "copy_vs_insert", "TraceWriter by INSERT against `insert().values()`", 15.0, " ×"),
     _least(
         "insert_against_executemany",
@@ -84,7 +90,7 @@ TARGETS: Final = (
     _most(
         "one_trace",
         "query_performance",
-        "one trace with 20 spans, against one primary-key SELECT on the same connection",
+        "one trace with 20 spans, against one primary-key SELECT by SQLAlchemy on the same connection",
         8.0,
         " ×",
     ),

@@ -19,9 +19,9 @@ import pytest
 
 from benchmarks.conftest import Report, Size
 from benchmarks.data import SpanSource
-from benchmarks.interleaved import Benchmark, Timings, TimingsBetween, Way, quartiles
+from benchmarks.interleaved import Benchmark, Timings, TimingsBetween, Way, freeze, quartiles
 from benchmarks.machine import busy_seconds
-from benchmarks.spans import SpanWays
+from benchmarks.spans import TABLES, SpanWays
 from benchmarks.ways import checkpoint
 from observatory_storage.models import SpanRow
 from observatory_storage.pool import StoragePool
@@ -29,7 +29,6 @@ from observatory_storage.writers import TraceWriter, WriteMethod, WriterConfig
 
 BATCH: Final = 1_500
 Line: TypeAlias = "Connection[Any, Any]"
-_EMPTY: Final = "TRUNCATE trace_spans, trace_events, traces, resources"
 
 
 class Writer:
@@ -58,6 +57,7 @@ def serve(url: str, place: int, rows: int, line: Line) -> None:
     with StoragePool.from_url(url, min_connections=1, max_connections=2) as pool:
         line.recv()
         writer = Writer(pool, place, rows)
+        freeze()
         line.send("ready")
         while (told := line.recv()) is not None:
             writer.write(*told)
@@ -168,10 +168,7 @@ def test_concurrent_writes(
     machine: str,
 ) -> None:
     def empty() -> None:
-        with wide_pool.raw_connection() as connection:
-            connection.execute(_EMPTY)
-            connection.commit()
-            checkpoint(connection)
+        _empty(wide_pool)
 
     meters: dict[str, Meter] = {}
     with ExitStack() as stack:
@@ -194,13 +191,8 @@ def test_concurrent_writes(
         )
         timings.run_round(keep=False)
         benchmark.pedantic(timings.run_round, rounds=size.pick(1, 1, 5))
-        # What is judged once more: a round of all ways takes so long that the machine's speed changes in it.
-        one, two = (way("processes", processes.write, "TraceWriter", count) for count in (1, 2))
-        judged = TimingsBetween(one, [two])
-        for _ in range(size.many_rounds):
-            judged.run_round()
         empty()
-    benchmark.extra_info.update(machine=machine)
+    benchmark.extra_info.update(machine=machine, ways=timings.summary({"× one": "processes, TraceWriter, 1"}))
     kinds = ("processes", "threads")
     report.table(
         f"{total:,} spans by so many writers, {BATCH:,} a transaction: × one TraceWriter in a process",
@@ -232,14 +224,49 @@ def test_concurrent_writes(
         },
         x_title="writers",
     )
-    limit = timings.ratio("processes, blobs, 2", "processes, blobs, 1")
-    ratios = judged.ratios(two.name, one.name)
-    report.measure(
-        "two_processes",
-        quartiles(ratios)[1],
-        f"{_spread(ratios)} in {len(ratios)} rounds, each between two runs of one; two sessions of encoded blobs "
-        f"against one: {limit:.2f} ×",
-    )
+
+
+def test_two_processes(
+    url: str, pool: StoragePool, total: int, size: Size, benchmark: Benchmark, report: Report, machine: str
+) -> None:
+    """Two against one once more: a round of all ways takes so long that the machine's speed changes in it."""
+
+    def empty() -> None:
+        _empty(pool)
+
+    with ExitStack() as stack:
+        processes = Processes(url, [total, total // 2])
+        stack.callback(processes.close)
+
+        def way(how: str, count: int) -> Way:
+            return Way(f"{how}, {count}", total, lambda: processes.write(how, count, total // count), empty)
+
+        writers, blobs = (TimingsBetween(way(how, 1), [way(how, 2)]) for how in ("TraceWriter", "blobs"))
+
+        def run_round() -> None:
+            writers.run_round()
+            blobs.run_round()
+
+        for timings in (writers, blobs):
+            timings.run_round(keep=False)
+        rounds = size.many_rounds
+        benchmark.pedantic(run_round, rounds=rounds)
+        empty()
+    for how, timings in (("TraceWriter", writers), ("blobs", blobs)):
+        records = timings.summary({"× one": f"{how}, 1"})
+        benchmark.extra_info.update({"machine": machine, how: records})
+        report.ways(f"Two processes of {how}, each run between two of one, {rounds} rounds", records)
+    lower, median, upper = quartiles(writers.ratios("TraceWriter, 2", "TraceWriter, 1"))
+    limit = blobs.ratio("blobs, 2", "blobs, 1")
+    note = f"two sessions of encoded blobs against one: {limit:.2f} ×"
+    report.measure("two_processes", median, note, spread=(lower, upper))
+
+
+def _empty(pool: StoragePool) -> None:
+    with pool.raw_connection() as connection:
+        connection.execute(f"TRUNCATE {TABLES}".encode())
+        connection.commit()
+        checkpoint(connection)
 
 
 def _room(meters: Mapping[str, Meter]) -> str:

@@ -14,7 +14,7 @@ import pytest
 from benchmarks import spans, ways
 from benchmarks.conftest import Report, Size
 from benchmarks.figures import ratio_bars
-from benchmarks.interleaved import Benchmark, Timings, Way
+from benchmarks.interleaved import Benchmark, Timings, Way, quartiles
 from benchmarks.near_limit import NearLimit, copy_ways
 from benchmarks.spans import SpanWays
 from observatory_storage.pool import StoragePool
@@ -40,12 +40,21 @@ def test_copy_vs_insert(span_ways: SpanWays, size: Size, benchmark: Benchmark, r
     records = timings.summary({"of the limit": ways.LIMIT, "× values()": ways.VALUES})
     benchmark.extra_info.update(machine=machine, row_bytes=round(span_ways.row_bytes), ways=records)
     title = f"Spans of {span_ways.row_bytes:,.0f} bytes, 20 a trace, 5,000 a transaction"
-    note = "" if span_ways.psql is not None else "This machine has no psql: `\\copy` is not measured."
+    note = (
+        f"Fewer a transaction: `values()` has {ways.VALUES_ROWS:,}, as many as its statement holds, ORM add_all all "
+        "of a round. psql is started anew each time, which is in its figure."
+    )
+    if span_ways.psql is None:
+        note += " This machine has no psql: `\\copy` is not measured."
     report.ways(title, records, note)
     report.bars("copy_vs_insert", "Spans: part of the server's limit", ratio_bars(records, "of the limit"))
-    report.measure("replay", timings.ratio(spans.REPLAY, spans.TRACE_WRITER_COPY))
-    report.measure("insert_against_values", timings.ratio(spans.TRACE_WRITER_INSERT, ways.VALUES))
-    report.measure("insert_against_executemany", timings.ratio(spans.TRACE_WRITER_INSERT, ways.EXECUTEMANY_CONFLICT))
+    for key, ours, other in (
+        ("replay", spans.REPLAY, spans.TRACE_WRITER_COPY),
+        ("insert_against_values", spans.TRACE_WRITER_INSERT, ways.VALUES),
+        ("insert_against_executemany", spans.TRACE_WRITER_INSERT, ways.EXECUTEMANY_CONFLICT),
+    ):
+        lower, median, upper = quartiles(timings.ratios(ours, other))
+        report.measure(key, median, spread=(lower, upper))
     report.data["claim"] = {
         name: [round(timings.ratio(ours, name), 2) for ours in (ways.COPY_WRITER, spans.TRACE_WRITER_COPY)]
         for name in (
@@ -72,8 +81,8 @@ def test_near_the_limit(pool: StoragePool, size: Size, benchmark: Benchmark, rep
             "Spans: by COPY", made.limit(), judged, rounds=size.many_rounds, benchmark=benchmark, report=report
         )
     benchmark.extra_info.update(machine=machine, ways=near.records)
-    report.measure("copy_writer_spans", near.ratio(ways.COPY_WRITER), near.calls)
-    report.measure("trace_writer_copy", near.ratio(writer), near.beside)
+    near.measure("copy_writer_spans", ways.COPY_WRITER, near.calls)
+    near.measure("trace_writer_copy", writer, near.beside)
 
 
 def _checked(made: SpanWays, way: Way) -> Way:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import subprocess
 import sys
@@ -63,11 +64,12 @@ with StoragePool.from_url(url, min_connections=1, max_connections=1) as pool:
 
 def test_import_time(size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
     imports = IMPORTS if size.is_judged else (SQLALCHEMY, PACKAGE, EVERYTHING)
+    dice = random.Random(2)
     seconds: dict[str, list[float]] = {name: [] for name in imports}
     memory: dict[str, list[float]] = {name: [] for name in imports}
 
     def run_round() -> None:
-        for name in imports:
+        for name in dice.sample(imports, len(imports)):
             output = subprocess.run(
                 [sys.executable, "-c", _PROBE.format(statement=name)], capture_output=True, text=True, check=True
             ).stdout.split()
@@ -112,10 +114,11 @@ def test_memory_while_writing(url: str, size: Size, benchmark: Benchmark, report
     names.append(ways.EXECUTEMANY)
     if size.name in ("smoke", "quick"):
         names = names[2:3]
+    dice = random.Random(3)
     taken: dict[str, list[float]] = {name: [] for name in names}
 
     def run_round() -> None:
-        for name in names:
+        for name in dice.sample(names, len(names)):
             command = [sys.executable, "-c", _WRITE, url, str(rows), name]
             output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
             taken[name].append(int(output) / 1e6)

@@ -19,6 +19,7 @@ import pytest
 from benchmarks import logs
 from benchmarks.conftest import Report, Size
 from benchmarks.interleaved import Benchmark, freeze, p95
+from benchmarks.latency import p95_spread
 from observatory_storage.pool import StoragePool
 from observatory_storage.repositories.log import LogRepository
 from observatory_storage.repositories.log_filters import LogFilters
@@ -98,7 +99,7 @@ def test_log_search(
     dice = random.Random(1)
 
     def run_round(*, keep: bool = True) -> None:
-        for name, search in SEARCHES.items():
+        for name, search in dice.sample([*SEARCHES.items()], len(SEARCHES)):
             seed = dice.random()
             for of in (0, 1) if dice.random() < 0.5 else (1, 0):
                 gc.collect()
@@ -142,6 +143,7 @@ def test_log_search(
         ratios[worst],
         f"{total[1]:,} records against {total[0]:,}; the worst of {len(SEARCHES)} kinds: {worst}, which finds "
         f"{counts[worst, 1]:,} and {counts[worst, 0]:,}; all kinds together {ratios['all searches']:.2f} ×",
+        spread=p95_spread(seconds[worst, 1], seconds[worst, 0]),
     )
 
 

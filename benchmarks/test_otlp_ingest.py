@@ -50,7 +50,7 @@ def test_near_the_limit(pool: StoragePool, size: Size, benchmark: Benchmark, rep
         title = "Requests of 512 spans"
         near = NearLimit(title, made.limit(), judged, rounds=size.many_rounds, benchmark=benchmark, report=report)
     benchmark.extra_info.update(machine=machine, ways=near.records)
-    report.measure("otlp", near.ratio(TO_COMMITTED))
+    near.measure("otlp", TO_COMMITTED)
 
 
 def test_whole_conversations(pool: StoragePool, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:

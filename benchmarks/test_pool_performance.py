@@ -37,6 +37,9 @@ def test_borrowing(url: str, size: Size, benchmark: Benchmark, report: Report, m
             f"A borrowed raw connection costs {timings.ratio('StoragePool.raw_connection', KEPT):.1f} × a connection "
             "that is kept: it is checked on the way out, so that none that a restart left stale reaches a caller."
         )
+        for ours, other in (("StoragePool.raw_connection", "psycopg_pool"), ("StoragePool.session", _QUEUE_POOL)):
+            if (ratio := timings.ratio(ours, other)) > 1:
+                report.slower(f"`{ours}` takes {ratio:.2f} × as long as {other}, which checks connections as well.")
 
 
 def test_contention(url: str, size: Size, benchmark: Benchmark, report: Report, machine: str) -> None:
@@ -68,6 +71,7 @@ def test_contention(url: str, size: Size, benchmark: Benchmark, report: Report, 
 
 
 _DIRECT: Final = "a new connection each time"
+_QUEUE_POOL: Final = "SQLAlchemy QueuePool, pre-ping"
 
 
 def _ways(url: str, stack: ExitStack) -> dict[str, Operation]:
@@ -119,7 +123,7 @@ def _ways(url: str, stack: ExitStack) -> dict[str, Operation]:
         KEPT: from_kept,
         "psycopg_pool": psycopg_pool,
         "StoragePool.raw_connection": raw,
-        "SQLAlchemy QueuePool, pre-ping": queue_pool,
+        _QUEUE_POOL: queue_pool,
         "StoragePool.session": session,
         "StoragePool.unit_of_work": unit_of_work,
         _DIRECT: direct,

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.conftest import Report, Size
 from benchmarks.data import SpanSource
 from benchmarks.interleaved import Benchmark, Timings, Way, table
+from benchmarks.spans import TABLES
 from observatory_storage.models import SpanRow
 from observatory_storage.pool import StoragePool
 from observatory_storage.repositories import TraceRepository
@@ -106,7 +107,7 @@ def test_writers_beside_redis(
 
         def empty() -> None:
             with pool.raw_connection() as connection:
-                connection.execute("TRUNCATE trace_spans, trace_events, traces, resources")
+                connection.execute(f"TRUNCATE {TABLES}".encode())
                 connection.commit()
                 connection.autocommit = True
                 connection.execute("CHECKPOINT")
