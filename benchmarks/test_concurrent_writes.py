@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from typing import Any, Final, TypeAlias
@@ -209,7 +209,7 @@ def test_concurrent_writes(
             for count in counts
         ],
         f"One TraceWriter in a process: {quartiles(timings.rates('processes, TraceWriter, 1'))[1]:,.0f} spans/s."
-        f"{_room(meters)}",
+        f" {_room(*(meters[f'processes, TraceWriter, {count}'] for count in (1, 2)))}",
     )
     report.lines(
         "concurrent_writes",
@@ -227,19 +227,25 @@ def test_concurrent_writes(
 
 
 def test_two_processes(
-    url: str, pool: StoragePool, total: int, size: Size, benchmark: Benchmark, report: Report, machine: str
+    url: str, wide_pool: StoragePool, total: int, size: Size, benchmark: Benchmark, report: Report, machine: str
 ) -> None:
-    """Two against one once more: a round of all ways takes so long that the machine's speed changes in it."""
+    """Two against one once more: a round of all ways takes so long that the machine's speed changes in it.
+
+    On all cores: what keeps client and server apart would have both sessions share one.
+    """
 
     def empty() -> None:
-        _empty(pool)
+        _empty(wide_pool)
 
+    meters: dict[str, Meter] = {}
     with ExitStack() as stack:
         processes = Processes(url, [total, total // 2])
         stack.callback(processes.close)
 
         def way(how: str, count: int) -> Way:
-            return Way(f"{how}, {count}", total, lambda: processes.write(how, count, total // count), empty)
+            name = f"{how}, {count}"
+            metered = meters.setdefault(name, Meter()).around(lambda: processes.write(how, count, total // count))
+            return Way(name, total, metered, empty)
 
         writers, blobs = (TimingsBetween(way(how, 1), [way(how, 2)]) for how in ("TraceWriter", "blobs"))
 
@@ -255,10 +261,14 @@ def test_two_processes(
     for how, timings in (("TraceWriter", writers), ("blobs", blobs)):
         records = timings.summary({"× one": f"{how}, 1"})
         benchmark.extra_info.update({"machine": machine, how: records})
-        report.ways(f"Two processes of {how}, each run between two of one, {rounds} rounds", records)
+        room = _room(meters["TraceWriter, 1"], meters["TraceWriter, 2"]) if how == "TraceWriter" else ""
+        report.ways(f"Two processes of {how}, each run between two of one, {rounds} rounds", records, room)
     lower, median, upper = quartiles(writers.ratios("TraceWriter, 2", "TraceWriter, 1"))
     limit = blobs.ratio("blobs, 2", "blobs, 1")
     note = f"two sessions of encoded blobs against one: {limit:.2f} ×"
+    if (cpus := meters["TraceWriter, 1"].cpus) is not None:
+        busy = f"one process and its session keep {cpus:.2f} of {os.cpu_count()} CPUs busy"
+        note += f"; {busy}, which leaves room for {(os.cpu_count() or 1) / cpus:.2f} ×"
     report.measure("two_processes", median, note, spread=(lower, upper))
 
 
@@ -269,15 +279,14 @@ def _empty(pool: StoragePool) -> None:
         checkpoint(connection)
 
 
-def _room(meters: Mapping[str, Meter]) -> str:
+def _room(one: Meter, two: Meter) -> str:
     """Say what one writer leaves of the machine, which bounds what a second can add."""
-    used = [meters[f"processes, TraceWriter, {count}"].cpus for count in (1, 2)]
     cpus = os.cpu_count()
-    if used[0] is None or used[1] is None or cpus is None:
+    if one.cpus is None or two.cpus is None or cpus is None:
         return ""
     return (
-        f" It and the server keep {used[0]:.2f} of {cpus} CPUs busy, two writers {used[1]:.2f}: at the same cost of a"
-        f" span all of them could store {cpus / used[0]:.2f} times as many."
+        f"One writer and its session keep {one.cpus:.2f} of {cpus} CPUs busy, two {two.cpus:.2f}: at the same cost of a"
+        f" span all of them could store {cpus / one.cpus:.2f} times as many."
     )
 
 

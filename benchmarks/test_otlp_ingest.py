@@ -78,7 +78,7 @@ def test_whole_conversations(pool: StoragePool, size: Size, benchmark: Benchmark
 def _timings(pool: StoragePool, payloads: list[bytes], rows: int) -> tuple[Timings, SpanWays]:
     decoded = decode_all(payloads)
     assert len(decoded) == rows
-    made = SpanWays(pool, rows, spans=decoded)
+    made = SpanWays(pool, rows, spans=decoded, blobs_only=True)
     own = [way for way in made.own() if way.name in (ways.COPY_WRITER, span_ways.TRACE_WRITER_COPY)]
     return Timings(
         [

@@ -83,6 +83,23 @@ def test_a_replay_changes_nothing(write: Write, database_url: str) -> None:
     assert stored_rows(database_url, *LOG_TABLES) == first
 
 
+@pytest.mark.every_server
+def test_what_is_new_beside_what_is_known_is_stored_also_where_duplicates_are_expected(
+    write: Write, database_url: str
+) -> None:
+    rows = make_logs(2_600)
+    known = rows[:120] + rows[1_300:1_340]
+    # By one writer: the second request meets duplicates, so that the third is looked up.
+    stats, rejected = write(known, known, rows, rows, batch_size=3_000)
+    assert not rejected
+    first = logs_of(database_url)
+    assert len(first) == stats.logs_written
+    assert stats.logs_written + stats.logs_duplicate == 2 * len(known) + 2 * len(rows)
+    empty(database_url, *LOG_TABLES)
+    write(rows)
+    assert logs_of(database_url) == first
+
+
 def test_all_methods_store_the_same_under_the_same_ids(pool: StoragePool, database_url: str) -> None:
     rows = make_logs(200)
     results = []

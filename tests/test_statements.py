@@ -205,6 +205,7 @@ RETURNS: dict[str, tuple[str, ...]] = {
     "repositories.reading.RESTORE_TIMEOUT": ("text",),
     "writers.sql.FOREIGN_TRACES": ("bytea", "text"),
     "writers.sql.STORED_SPANS": ("bigint",),
+    "writers.sql.STORED_LOGS": ("bigint",),
     "writers.sql.OPEN_SPANS": ("bytea",),
     "writers.sql.DELETE_OPEN_SPANS": ("bytea", "bytea", "boolean", "boolean", *MARKED_SPAN),
     "writers.sql.DELETE_EVENTS": (),

@@ -3,7 +3,8 @@
 1. READ COMMITTED, with a lock timeout; partitions were made before.
 2. Resources, in id order, ON CONFLICT DO NOTHING.
 3. Records in (timestamp, route_id, id) order: an optimistic COPY inside a savepoint; on a duplicate a merge
-   through a temporary table. Or INSERT.
+   through a temporary table. Where duplicates are expected, because the batch before had some, records are looked up
+   by their keys, and INSERT sends those that are not stored. Or INSERT for all.
 4. Where GenAI events are among the new records: the ordered upsert of their traces, which is the lock, and then
    the spans that lack content get it.
 5. COMMIT, by the caller.
@@ -17,16 +18,24 @@ from typing import Final
 
 from observatory_storage.otlp import GENAI_EVENT_NAMES
 from observatory_storage.realtime.landed import Landed
-from observatory_storage.writers import sql
+from observatory_storage.writers import sql, wire
 from observatory_storage.writers.content import SpanKey, fill_spans
 from observatory_storage.writers.convert import WireRow
 from observatory_storage.writers.log_batch import LogBatch
 from observatory_storage.writers.resources import write_resources
-from observatory_storage.writers.rows import Connection, encode_columns, query, store_new, work_meanwhile
+from observatory_storage.writers.rows import (
+    Connection,
+    encode_columns,
+    insert_absent,
+    query,
+    store_new,
+    work_meanwhile,
+)
 from observatory_storage.writers.store import Outcome, Terms
 from observatory_storage.writers.tables import LOGS, TRACES
 from observatory_storage.writers.trace_summary import TraceDeltas
 
+_KEY_WIDTH: Final = len(LOGS.key)
 _ID: Final = LOGS.index["id"]
 _PROJECT: Final = LOGS.index["project"]
 _TRACE_ID: Final = LOGS.index["trace_id"]
@@ -50,14 +59,7 @@ class LogTransaction:
         outcome.known += write_resources(self._connection, batch.resources, self._terms.known)
         if self._terms.publishes:
             outcome.landed = self._landed = Landed("logs", batch.layout.names)
-        written, new = store_new(
-            self._connection,
-            LOGS,
-            batch.layout,
-            lambda: self._sent(batch),
-            by_copy=self._terms.by_copy,
-            expect_duplicates=self._terms.expect_duplicates,
-        )
+        written, new = self._store(batch)
         outcome.counts["logs_written"] = written
         outcome.counts["logs_duplicate"] = len(batch) - written
         outcome.met_duplicates = new is not None and written < len(batch)
@@ -67,6 +69,35 @@ class LogTransaction:
         if events:
             outcome.counts["spans_filled"] = self._fill(events)
         return outcome
+
+    def _store(self, batch: LogBatch) -> tuple[int, set[bytes] | None]:
+        """Store the records that are new; return their number and ids. No ids: all were new."""
+        by_copy = self._terms.by_copy
+        if by_copy and self._terms.expect_duplicates:
+            new = insert_absent(self._connection, LOGS, batch.layout, self._sent(batch), self._absent)
+            return len(new), new
+        return store_new(
+            self._connection,
+            LOGS,
+            batch.layout,
+            lambda: self._sent(batch),
+            by_copy=by_copy,
+            expect_duplicates=self._terms.expect_duplicates,
+        )
+
+    def _absent(self, rows: Sequence[WireRow]) -> Sequence[WireRow]:
+        """Return the records that are not stored; another transaction may be about to store them."""
+        keys = list(zip(*(row[:_KEY_WIDTH] for row in rows), strict=True))
+        parameters = [
+            wire.encode_array(column.kind.element_oid, column.kind.element, values)
+            for column, values in zip(LOGS.columns[:_KEY_WIDTH], keys, strict=True)
+        ]
+        times = keys[0]
+        bounds = [wire.encode_time(min(times)), wire.encode_time(max(times))]
+        # Planned anew each time, as the look-up of spans is: a plan of an empty hour would read all of a full one.
+        found = query(self._connection, sql.STORED_LOGS, [*parameters, *bounds], prepare=False)
+        stored = {row[0] - 1 for row in found}
+        return [row for place, row in enumerate(rows) if place not in stored]
 
     def _sent(self, batch: LogBatch) -> Iterator[Sequence[WireRow]]:
         names = batch.layout.names

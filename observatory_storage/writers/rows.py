@@ -119,6 +119,25 @@ def insert_rows(
     return new
 
 
+def insert_absent(
+    connection: Connection,
+    table: WriteTable,
+    layout: Layout,
+    chunks: Iterable[Sequence[WireRow]],
+    absent: Callable[[Sequence[WireRow]], Sequence[WireRow]],
+) -> set[bytes]:
+    """Look rows up, a thousand at a time, and insert those that are absent; return the keys of new ones.
+
+    The next thousand is converted while the server looks. Another transaction may store one in between: that one
+    is not new either.
+    """
+    new: set[bytes] = set()
+    for part in _one_ahead(connection, _parts(layout, chunks)):
+        if rows := absent(part):
+            new |= insert_rows(connection, table, layout, [rows])
+    return new
+
+
 def store_new(
     connection: Connection,
     table: WriteTable,

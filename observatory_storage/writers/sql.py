@@ -234,6 +234,18 @@ CROSS JOIN LATERAL (
 ) AS found
 """
 
+# The same of log records.
+STORED_LOGS: Final = """
+SELECT given.place
+FROM unnest(%b::timestamptz[], %b::uuid[], %b::uuid[]) WITH ORDINALITY AS given (timestamp, route_id, id, place)
+CROSS JOIN LATERAL (
+    SELECT FROM logs AS l
+    WHERE l.timestamp = given.timestamp AND l.route_id = given.route_id AND l.id = given.id
+      AND l.timestamp >= %b::timestamptz AND l.timestamp <= %b::timestamptz
+    LIMIT 1
+) AS found
+"""
+
 # Open spans of some traces within the batch's times, by the index on open spans.
 OPEN_SPANS: Final = """
 SELECT uuid_send(trace_id) || span_id || timestamptz_send(start_time)
@@ -389,6 +401,7 @@ STATEMENTS: Final = {
     "FILL_SPANS": FILL_SPANS,
     "FOREIGN_TRACES": FOREIGN_TRACES,
     "STORED_SPANS": STORED_SPANS,
+    "STORED_LOGS": STORED_LOGS,
     "OPEN_SPANS": OPEN_SPANS,
     "DELETE_OPEN_SPANS": DELETE_OPEN_SPANS,
     "DELETE_EVENTS": DELETE_EVENTS,
