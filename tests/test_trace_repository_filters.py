@@ -148,13 +148,15 @@ COMBINED = st.fixed_dictionaries({}, optional={key: st.sampled_from(values) for 
 )
 
 
-@pytest.fixture(params=["few", "many"])
+@pytest.fixture(params=["few", "many", "newest"])
 def repository(
     request: pytest.FixtureRequest, pool: StoragePool, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[TraceRepository]:
-    """A repository over the sample; it takes each model for rare, or each for common."""
-    if request.param == "many":
+    """A repository over the sample; it takes each model for rare or for common, and looks at a few traces first."""
+    if request.param != "few":
         monkeypatch.setattr("observatory_storage.repositories.trace.FEW_SPANS", -1)
+    if request.param == "newest":
+        monkeypatch.setattr("observatory_storage.repositories.trace.NEWEST_TRACES", 10)
     store(pool, TRACES, SPANS)
     with pool.session() as session:
         yield TraceRepository(session)
@@ -177,6 +179,20 @@ def test_each_filter_lets_through_what_it_says(repository: TraceRepository) -> N
             expected = [row["id"] for row in newest_first(TRACES) if lets_through(filters, row)]
             assert [row.id for row in repository.list(filters)] == expected, (key, value)
             assert repository.get_stats(filters).trace_count == len(expected), (key, value)
+
+
+def test_pages_of_a_model_hold_all_its_traces(repository: TraceRepository) -> None:
+    for model in ALONE["model"]:
+        filters = TraceFilters(model=model)
+        expected = [row["id"] for row in newest_first(TRACES) if lets_through(filters, row)]
+        for limit in range(1, 9):
+            found: list[Any] = []
+            page = repository.list(filters.model_copy(update={"limit": limit}))
+            found += [row.id for row in page]
+            while page.next_cursor is not None:
+                page = repository.list(filters.model_copy(update={"limit": limit, "cursor": page.next_cursor}))
+                found += [row.id for row in page]
+            assert found == expected, (model, limit)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -48,6 +48,10 @@ from observatory_storage.repositories.trace_deletion import DEFAULT_BATCH_SIZE, 
 # partitions: a model of 10 spans takes 0.6 ms by the first and 380 ms by the second, one of 200,000 spans
 # 90 ms by the first and 1.7 ms by the second. To count 2,000 takes 2 to 5 ms.
 FEW_SPANS: Final = 2000
+# So many of the newest traces are looked at first for those of a model: one in twenty has it where a page of 50 is
+# full. Where it is not they are looked at twice, a millisecond or two of what to go on takes.
+NEWEST_TRACES: Final = 1000
+_OF_SPANS: Final = frozenset({"model", "provider"})
 
 _Item = TypeVar("_Item")
 
@@ -118,6 +122,9 @@ class TraceRepository(Reader):
         filters = filters_or_all(TraceFilters, filters)
         with self._reading() as session:
             few = _has_few_spans(session, filters)
+            recent = [] if few else _newest_of_model(session, filters, include_content=include_content)
+            if len(recent) > filters.limit:
+                return _page(recent, filters.limit, _place)
             names = None if few else find_names(session, filters)
             if names is not None and not names.found:
                 return Page(())
@@ -127,7 +134,7 @@ class TraceRepository(Reader):
             if missing and _may_go_on_undated(filters):
                 rest = statements.list_traces(filters, names=names, undated=missing, include_content=include_content)
                 found += session.execute(rest).scalars()
-        return _page(found, filters.limit, lambda last: TraceCursor(last.start_time, last.id))
+        return _page(found, filters.limit, _place)
 
     def get_traces(self, start: dt.datetime, end: dt.datetime, **options: Unpack[PageOptions]) -> Page[Trace]:
         """Return a page of the traces that began at `start` or later and before `end`, as `list` does."""
@@ -310,6 +317,25 @@ def _has_few_spans(session: Session, filters: TraceFilters) -> bool:
         return False
     count = session.execute(statements.count_spans_of_model(filters, FEW_SPANS + 1)).scalar_one()
     return count <= FEW_SPANS
+
+
+def _newest_of_model(session: Session, filters: TraceFilters, *, include_content: bool) -> Sequence[Trace]:
+    """Return the traces of a model among the newest: a page and one more, or what is no page.
+
+    A statement over few partitions of spans, where one over all of them takes 0.1 ms for each to be planned.
+    """
+    named = {name for name, value in filters if value is not None} - {"project", "limit"}
+    if filters.offset or not named & _OF_SPANS or not named <= _OF_SPANS | {"offset"}:
+        return []
+    since = session.execute(statements.start_of_newest(filters.project, NEWEST_TRACES)).scalar_one()
+    if since is None:
+        return []
+    statement = statements.list_traces(filters, since=since, include_content=include_content)
+    return session.execute(statement).scalars().all()
+
+
+def _place(last: Trace) -> TraceCursor:
+    return TraceCursor(last.start_time, last.id)
 
 
 def _may_go_on_undated(filters: TraceFilters) -> bool:

@@ -144,6 +144,7 @@ def list_traces(
     by_span_index: bool = False,
     names: Names | None = None,
     undated: int | None = None,
+    since: dt.datetime | None = None,
     include_content: bool = False,
 ) -> Select[Trace]:
     """Select a page of traces and one more: newest first, those without a start last.
@@ -151,11 +152,12 @@ def list_traces(
     After a cursor that has a start only traces with a start are selected, because no index gives both with
     one condition; `undated` then asks for so many of the rest. With `by_span_index` the spans of the model are
     found first, by their index, and not trace by trace: right where they are few. With `names` the page is taken
-    from the newest traces of each of them, which hold what `filters.name` asks for.
+    from the newest traces of each of them, which hold what `filters.name` asks for. With `since` only traces that
+    began by then or later are selected, for a page that is known to be full of them.
     """
     limit = filters.limit + 1 if undated is None else undated
     if names is None or filters.name is None:
-        statement = _newest_first(select(Trace), filters, by_span_index=by_span_index, undated=undated)
+        statement = _newest_first(select(Trace), filters, by_span_index=by_span_index, undated=undated, since=since)
         statement = statement.limit(limit).offset(filters.offset or None)
     else:
         unnamed = filters.model_copy(update={"name": None})
@@ -170,9 +172,14 @@ def list_traces(
 
 
 def _newest_first(
-    statement: Select[*_Columns], filters: TraceFilters, *, by_span_index: bool, undated: int | None
+    statement: Select[*_Columns],
+    filters: TraceFilters,
+    *,
+    by_span_index: bool,
+    undated: int | None,
+    since: dt.datetime | None = None,
 ) -> Select[*_Columns]:
-    statement = statement.where(*trace_conditions(filters, by_span_index=by_span_index))
+    statement = statement.where(*trace_conditions(filters, by_span_index=by_span_index, since=since))
     after = filters.after
     if undated is not None:
         statement = statement.where(Trace.start_time.is_(None))
@@ -186,6 +193,15 @@ def _newest_first(
 def _written_out(number: int) -> ColumnElement[int]:
     # Of a limit that is a parameter a plan for all parameters thinks as a tenth of all rows.
     return literal_column(str(number), Integer)
+
+
+def start_of_newest(project: str | None, number: int) -> Select[dt.datetime | None]:
+    """Select when the earliest of the newest so many traces began."""
+    newest = select(Trace.start_time).order_by(*_NEWEST_FIRST).limit(_written_out(number))
+    if project is not None:
+        newest = newest.where(Trace.project == project)
+    found = newest.subquery()
+    return select(func.min(found.c.start_time).label("start_time"))
 
 
 def count_spans_of_model(filters: TraceFilters, at_most: int) -> Select[int]:
