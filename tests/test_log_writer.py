@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from observatory_storage.errors import RejectedRowError
 from observatory_storage.models import LogRecord
 from observatory_storage.pool import StoragePool
-from observatory_storage.writers import LogWriter, LogWriteStats, WriteMethod, WriterConfig
+from observatory_storage.writers import LogWriter, LogWriteStats, WriteMethod, WriterConfig, sql
+from observatory_storage.writers.rows import query
 from tests.signals import LOG_TABLES, Row, empty, make_logs, stored_rows, write_logs
 from tests.telemetry import NOW, count
 
@@ -89,15 +90,35 @@ def test_what_is_new_beside_what_is_known_is_stored_also_where_duplicates_are_ex
 ) -> None:
     rows = make_logs(2_600)
     known = rows[:120] + rows[1_300:1_340]
-    # By one writer: the second request meets duplicates, so that the third is looked up.
-    stats, rejected = write(known, known, rows, rows, batch_size=3_000)
+    # By one writer: the second request is a replay, so that the third is looked up, and so is the last.
+    stats, rejected = write(known, known, rows, rows, rows, batch_size=3_000)
     assert not rejected
     first = logs_of(database_url)
     assert len(first) == stats.logs_written
-    assert stats.logs_written + stats.logs_duplicate == 2 * len(known) + 2 * len(rows)
+    assert stats.logs_written + stats.logs_duplicate == 2 * len(known) + 3 * len(rows)
     empty(database_url, *LOG_TABLES)
     write(rows)
     assert logs_of(database_url) == first
+
+
+@pytest.mark.parametrize(("undated", "looks_up"), [(False, True), (True, False)])
+def test_a_replay_is_looked_up_unless_that_would_open_years_of_partitions(
+    pool: StoragePool, database_url: str, monkeypatch: pytest.MonkeyPatch, undated: bool, looks_up: bool
+) -> None:
+    looked: list[int] = []
+
+    def counted(connection: Any, statement: str, *given: Any, **options: Any) -> Any:
+        looked.append(1) if statement == sql.STORED_LOGS else None
+        return query(connection, statement, *given, **options)
+
+    monkeypatch.setattr("observatory_storage.writers.log_transaction.query", counted)
+    rows = make_logs(120)
+    if undated:
+        rows.append({"body": "of no time"})
+    stats, _ = write_logs(pool, rows, rows, rows, method=WriteMethod.COPY)
+    assert (stats.logs_written, stats.logs_duplicate) == (len(rows), 2 * len(rows))
+    assert count(database_url, "logs") == len(rows)
+    assert bool(looked) is looks_up
 
 
 def test_all_methods_store_the_same_under_the_same_ids(pool: StoragePool, database_url: str) -> None:

@@ -156,7 +156,7 @@ def repository(
     if request.param != "few":
         monkeypatch.setattr("observatory_storage.repositories.trace.FEW_SPANS", -1)
     if request.param == "newest":
-        monkeypatch.setattr("observatory_storage.repositories.trace.NEWEST_TRACES", 10)
+        monkeypatch.setattr("observatory_storage.repositories.trace.NEWEST_TRACES", 16)
     store(pool, TRACES, SPANS)
     with pool.session() as session:
         yield TraceRepository(session)
@@ -181,18 +181,21 @@ def test_each_filter_lets_through_what_it_says(repository: TraceRepository) -> N
             assert repository.get_stats(filters).trace_count == len(expected), (key, value)
 
 
-def test_pages_of_a_model_hold_all_its_traces(repository: TraceRepository) -> None:
-    for model in ALONE["model"]:
-        filters = TraceFilters(model=model)
-        expected = [row["id"] for row in newest_first(TRACES) if lets_through(filters, row)]
-        for limit in range(1, 9):
-            found: list[Any] = []
-            page = repository.list(filters.model_copy(update={"limit": limit}))
+@pytest.mark.parametrize("project", [None, "default", "other"])
+@pytest.mark.parametrize("provider", [None, "openai"])
+@pytest.mark.parametrize("model", [None, "gpt", "absent"])
+def test_pages_of_a_model_hold_all_its_traces(
+    repository: TraceRepository, model: str | None, provider: str | None, project: str | None
+) -> None:
+    filters = TraceFilters(model=model, provider=provider, project=project)
+    expected = [row["id"] for row in newest_first(TRACES) if lets_through(filters, row)]
+    for limit in range(1, 6):
+        page = repository.list(filters.model_copy(update={"limit": limit}))
+        found = [row.id for row in page]
+        while page.next_cursor is not None:
+            page = repository.list(filters.model_copy(update={"limit": limit, "cursor": page.next_cursor}))
             found += [row.id for row in page]
-            while page.next_cursor is not None:
-                page = repository.list(filters.model_copy(update={"limit": limit, "cursor": page.next_cursor}))
-                found += [row.id for row in page]
-            assert found == expected, (model, limit)
+        assert found == expected, limit
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -51,6 +51,7 @@ FEW_SPANS: Final = 2000
 # So many of the newest traces are looked at first for those of a model: one in twenty has it where a page of 50 is
 # full. Where it is not they are looked at twice, a millisecond or two of what to go on takes.
 NEWEST_TRACES: Final = 1000
+_NEWEST_WITHIN: Final = dt.timedelta(days=2)
 _OF_SPANS: Final = frozenset({"model", "provider"})
 
 _Item = TypeVar("_Item")
@@ -322,16 +323,22 @@ def _has_few_spans(session: Session, filters: TraceFilters) -> bool:
 def _newest_of_model(session: Session, filters: TraceFilters, *, include_content: bool) -> Sequence[Trace]:
     """Return the traces of a model among the newest: a page and one more, or what is no page.
 
-    A statement over few partitions of spans, where one over all of them takes 0.1 ms for each to be planned.
+    A statement over few partitions of spans, where one over all of them takes 0.1 ms for each to be planned. Nothing
+    where it would be over many, or over all traces, or is not likely to be a page.
     """
     named = {name for name, value in filters if value is not None} - {"project", "limit"}
     if filters.offset or not named & _OF_SPANS or not named <= _OF_SPANS | {"offset"}:
         return []
-    since = session.execute(statements.start_of_newest(filters.project, NEWEST_TRACES)).scalar_one()
-    if since is None:
+    if filters.limit * 4 > NEWEST_TRACES:
+        return []
+    number, since, last = session.execute(statements.starts_of_newest(filters.project, NEWEST_TRACES)).one()
+    if number < NEWEST_TRACES or since is None or last is None or last - since > _NEWEST_WITHIN:
         return []
     statement = statements.list_traces(filters, since=since, include_content=include_content)
-    return session.execute(statement).scalars().all()
+    found = session.execute(statement).scalars().all()
+    # What is read once more is to show what is stored then.
+    session.expunge_all()
+    return found
 
 
 def _place(last: Trace) -> TraceCursor:

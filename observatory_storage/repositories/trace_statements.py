@@ -153,7 +153,7 @@ def list_traces(
     one condition; `undated` then asks for so many of the rest. With `by_span_index` the spans of the model are
     found first, by their index, and not trace by trace: right where they are few. With `names` the page is taken
     from the newest traces of each of them, which hold what `filters.name` asks for. With `since` only traces that
-    began by then or later are selected, for a page that is known to be full of them.
+    began by then or later are selected: the newest page, if it is full of them.
     """
     limit = filters.limit + 1 if undated is None else undated
     if names is None or filters.name is None:
@@ -195,13 +195,15 @@ def _written_out(number: int) -> ColumnElement[int]:
     return literal_column(str(number), Integer)
 
 
-def start_of_newest(project: str | None, number: int) -> Select[dt.datetime | None]:
-    """Select when the earliest of the newest so many traces began."""
+def starts_of_newest(project: str | None, number: int) -> Select[int, dt.datetime | None, dt.datetime | None]:
+    """Select how many of the newest so many traces have a start, the first and the last of those."""
     newest = select(Trace.start_time).order_by(*_NEWEST_FIRST).limit(_written_out(number))
     if project is not None:
         newest = newest.where(Trace.project == project)
     found = newest.subquery()
-    return select(func.min(found.c.start_time).label("start_time"))
+    start = found.c.start_time
+    number_of = type_coerce(func.count(start), BigInteger).label("trace_count")
+    return select(number_of, func.min(start).label("first_start"), func.max(start).label("last_start"))
 
 
 def count_spans_of_model(filters: TraceFilters, at_most: int) -> Select[int]:

@@ -97,6 +97,12 @@ class LogBatch(KeyedBatch):
         """The rows by whose number COPY or INSERT is chosen."""
         return len(self)
 
+    @property
+    def span_us(self) -> int:
+        """How far the first and the last time lie apart, in microseconds."""
+        times = self._keys["timestamp"]
+        return times[-1] - times[0] if times else 0
+
     def touched_traces(self) -> set[bytes]:
         """Return the ids of the traces whose spans may have got content."""
         return self.content_of

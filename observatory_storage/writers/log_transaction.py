@@ -3,8 +3,8 @@
 1. READ COMMITTED, with a lock timeout; partitions were made before.
 2. Resources, in id order, ON CONFLICT DO NOTHING.
 3. Records in (timestamp, route_id, id) order: an optimistic COPY inside a savepoint; on a duplicate a merge
-   through a temporary table. Where duplicates are expected, because the batch before had some, records are looked up
-   by their keys, and INSERT sends those that are not stored. Or INSERT for all.
+   through a temporary table. Where a replay is expected, because most of the batch before was stored, records are
+   looked up by their keys, and INSERT sends those that are not stored. Or INSERT for all.
 4. Where GenAI events are among the new records: the ordered upsert of their traces, which is the lock, and then
    the spans that lack content get it.
 5. COMMIT, by the caller.
@@ -36,6 +36,9 @@ from observatory_storage.writers.tables import LOGS, TRACES
 from observatory_storage.writers.trace_summary import TraceDeltas
 
 _KEY_WIDTH: Final = len(LOGS.key)
+# A look-up is planned over all partitions between its first and its last time, and locks them: of a record without a
+# time, which is stored at 1970, those would be all there are.
+_LOOKED_UP_US: Final = 86_400_000_000
 _ID: Final = LOGS.index["id"]
 _PROJECT: Final = LOGS.index["project"]
 _TRACE_ID: Final = LOGS.index["trace_id"]
@@ -63,6 +66,7 @@ class LogTransaction:
         outcome.counts["logs_written"] = written
         outcome.counts["logs_duplicate"] = len(batch) - written
         outcome.met_duplicates = new is not None and written < len(batch)
+        outcome.was_replay = 2 * written < len(batch)
         if self._landed is not None and new is not None and outcome.met_duplicates:
             self._landed.keep(lambda row: row[0] in new)
         events = [event for key, event in self._events.items() if new is None or key in new]
@@ -73,7 +77,7 @@ class LogTransaction:
     def _store(self, batch: LogBatch) -> tuple[int, set[bytes] | None]:
         """Store the records that are new; return their number and ids. No ids: all were new."""
         by_copy = self._terms.by_copy
-        if by_copy and self._terms.expect_duplicates:
+        if by_copy and self._terms.expect_replay and batch.span_us <= _LOOKED_UP_US:
             new = insert_absent(self._connection, LOGS, batch.layout, self._sent(batch), self._absent)
             return len(new), new
         return store_new(

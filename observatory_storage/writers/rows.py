@@ -1,4 +1,4 @@
-"""How rows in wire form reach a table: plain COPY, COPY merged through a temporary table, or INSERT."""
+"""How rows in wire form reach a table: plain COPY, COPY merged through a temporary table, INSERT of all or of some."""
 
 from __future__ import annotations
 
@@ -134,7 +134,8 @@ def insert_absent(
     new: set[bytes] = set()
     for part in _one_ahead(connection, _parts(layout, chunks)):
         if rows := absent(part):
-            new |= insert_rows(connection, table, layout, [rows])
+            given = encode_columns(table, layout, rows)
+            new.update(row[0] for row in query(connection, _INSERT_STATEMENTS[table.name], given))
     return new
 
 

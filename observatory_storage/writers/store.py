@@ -124,6 +124,8 @@ class Outcome:
     known: list[Any] = field(default_factory=list)
     """Ids of parents that are committed now and need not be sent again."""
     met_duplicates: bool = False
+    was_replay: bool = False
+    """Most rows were stored before."""
     landed: Landed | None = None
     """The rows that were new, where they are to be published."""
     learned: Any = None
@@ -156,7 +158,8 @@ class Prepared(Generic[B]):
 class Terms:
     """How a transaction is to write.
 
-    `by_copy` chooses the path; `expect_duplicates` skips the optimistic COPY that a replay would fail.
+    `by_copy` chooses the path; `expect_duplicates` skips the optimistic COPY that a replay would fail, and
+    `expect_replay` says that most rows may be stored.
     `known` are ids of parents that are committed and need not be sent again. `meanwhile` is work that may be done
     while the server is waited for, as `PooledConnection` has it. `publishes` asks for what landed, in
     `Outcome.landed`.
@@ -168,6 +171,7 @@ class Terms:
     lock_timeout_ms: int
     meanwhile: Callable[[], bool] | None
     publishes: bool = False
+    expect_replay: bool = False
 
 
 class BatchStore(ABC, Generic[B]):
@@ -188,6 +192,7 @@ class BatchStore(ABC, Generic[B]):
         self._known: set[Any] = set()
         self._known_since = _clocks()
         self._expect_duplicates = False
+        self._expect_replay = False
         self._meanwhile: Callable[[], bool] | None = None
 
     @abstractmethod
@@ -245,6 +250,7 @@ class BatchStore(ABC, Generic[B]):
                 self._write(part, stored)
         else:
             self._expect_duplicates = outcome.met_duplicates
+            self._expect_replay = outcome.was_replay
             self._remember(outcome.known)
             self._committed(outcome)
             stored.counts.update(outcome.counts)
@@ -306,6 +312,7 @@ class BatchStore(ABC, Generic[B]):
             lock_timeout_ms=max(1, int(self._config.lock_timeout_seconds * 1000)),
             meanwhile=self._meanwhile,
             publishes=self._realtime is not None and self._realtime.publisher.wants_rows(),
+            expect_replay=self._expect_replay,
         )
 
     def _is_last(self, state: tenacity.RetryCallState) -> bool:
