@@ -71,12 +71,15 @@ def copy_rows(connection: Connection, table: str, layout: Layout, chunks: Iterab
             format_row = copy.formatter.write_row
             pieces: list[Buffer] = []
             waiting = 0
+            # The first at once: until it is there the server has nothing to parse.
+            enough = 0
             for chunk in chunks:
                 for row in chunk:
                     if data := format_row(row):
                         pieces.append(data)
                         waiting += len(data)
-                        if waiting >= _HANDED_OVER_BYTES:
+                        if waiting >= enough:
+                            enough = _HANDED_OVER_BYTES
                             writer.write(b"".join(pieces))
                             pieces.clear()
                             waiting = 0
