@@ -184,8 +184,7 @@ def _report_writes(report: Report, written: dict[int, Written]) -> None:
     writer, limit = written[largest]
     lower, median, upper = quartiles(writer.ratios)
     note = (
-        f"at {largest:,} spans, with one CHECKPOINT before all rounds; before each of them it was 0.85; the limit "
-        f"itself has {quartiles(limit.ratios)[1]:.2f}"
+        f"at {largest:,} spans, with one CHECKPOINT before all rounds; the limit has {quartiles(limit.ratios)[1]:.2f}"
     )
     report.measure("ingest_when_large", median, note, spread=(lower, upper), partial=largest < ASKED)
 
