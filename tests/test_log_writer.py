@@ -110,7 +110,7 @@ def test_a_replay_is_looked_up_unless_that_would_open_years_of_partitions(
         looked.append(1) if statement == sql.STORED_LOGS else None
         return query(connection, statement, *given, **options)
 
-    monkeypatch.setattr("observatory_storage.writers.log_transaction.query", counted)
+    monkeypatch.setattr("observatory_storage.writers.rows.query", counted)
     rows = make_logs(120)
     if undated:
         rows.append({"body": "of no time"})

@@ -294,6 +294,10 @@ PUT_TOGETHER: dict[str, dict[str, str]] = {
     "writers.sql._upsert_traces": {"writers.sql.UPSERT_TRACES": writers_sql.UPSERT_TRACES},
     "writers.sql.UPSERT_METRICS": {"writers.sql.UPSERT_METRICS": writers_sql.UPSERT_METRICS},
     "writers.sql.INSERT_SERIES": {"writers.sql.INSERT_SERIES": writers_sql.INSERT_SERIES},
+    "writers.sql._stored": {
+        "writers.sql.STORED_SPANS": writers_sql.STORED_SPANS,
+        "writers.sql.STORED_LOGS": writers_sql.STORED_LOGS,
+    },
     "writers.sql._conflicting_points": {"writers.sql.CONFLICTING_POINTS": writers_sql.CONFLICTING_POINTS},
     "writers.sql.RECOMPUTE_TRACES": {"writers.sql.RECOMPUTE_TRACES": writers_sql.RECOMPUTE_TRACES},
 }

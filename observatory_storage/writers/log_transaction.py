@@ -18,7 +18,7 @@ from typing import Final
 
 from observatory_storage.otlp import GENAI_EVENT_NAMES
 from observatory_storage.realtime.landed import Landed
-from observatory_storage.writers import sql, wire
+from observatory_storage.writers import sql
 from observatory_storage.writers.content import SpanKey, fill_spans
 from observatory_storage.writers.convert import WireRow
 from observatory_storage.writers.log_batch import LogBatch
@@ -29,6 +29,7 @@ from observatory_storage.writers.rows import (
     insert_absent,
     query,
     store_new,
+    stored_places,
     work_meanwhile,
 )
 from observatory_storage.writers.store import Outcome, Terms
@@ -92,15 +93,7 @@ class LogTransaction:
     def _absent(self, rows: Sequence[WireRow]) -> Sequence[WireRow]:
         """Return the records that are not stored; another transaction may be about to store them."""
         keys = list(zip(*(row[:_KEY_WIDTH] for row in rows), strict=True))
-        parameters = [
-            wire.encode_array(column.kind.element_oid, column.kind.element, values)
-            for column, values in zip(LOGS.columns[:_KEY_WIDTH], keys, strict=True)
-        ]
-        times = keys[0]
-        bounds = [wire.encode_time(min(times)), wire.encode_time(max(times))]
-        # Planned anew each time, as the look-up of spans is: a plan of an empty hour would read all of a full one.
-        found = query(self._connection, sql.STORED_LOGS, [*parameters, *bounds], prepare=False)
-        stored = {row[0] - 1 for row in found}
+        stored = stored_places(self._connection, LOGS, sql.STORED_LOGS, keys, times=keys[0])
         return [row for place, row in enumerate(rows) if place not in stored]
 
     def _sent(self, batch: LogBatch) -> Iterator[Sequence[WireRow]]:

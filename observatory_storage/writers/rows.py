@@ -108,7 +108,7 @@ def merge_rows(
     """Insert the rows that are new, by COPY to a temporary table; return the keys of new ones."""
     connection.execute(sql.create_staging(table, layout))
     copy_rows(connection, sql.staging_name(table), layout, chunks)
-    return {row[0] for row in query(connection, sql.merge_staging(table, layout))}
+    return {row[0] - 1 for row in query(connection, sql.merge_staging(table, layout))}
 
 
 def insert_rows(
@@ -120,6 +120,22 @@ def insert_rows(
     for given in _one_ahead(connection, parameters):
         new.update(row[0] for row in query(connection, _INSERT_STATEMENTS[table.name], given))
     return new
+
+
+def stored_places(
+    connection: Connection, table: WriteTable, statement: str, keys: Sequence[Sequence[Any]], times: Sequence[int]
+) -> set[int]:
+    """Return the places of the keys that are stored; `keys` are columns, `times` those of the rows.
+
+    Planned anew each time: a plan that was made while a partition was empty would read all of it for each key. It is
+    over every partition between the first and the last time.
+    """
+    arrays = [
+        wire.encode_array(column.kind.element_oid, column.kind.element, values)
+        for column, values in zip(table.columns[: len(table.key)], keys, strict=True)
+    ]
+    bounds = [wire.encode_time(min(times)), wire.encode_time(max(times))]
+    return {row[0] - 1 for row in query(connection, statement, [*arrays, *bounds], prepare=False)}
 
 
 def insert_absent(

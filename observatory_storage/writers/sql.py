@@ -221,30 +221,27 @@ FROM unnest(%b::uuid[], %b::text[]) AS given (id, project)
 JOIN traces AS t ON t.id = given.id AND t.project <> given.project AND NOT {_unclaimed("t")}
 """
 
-# Which of the given keys are stored, by their places among those given, from 1 on. LIMIT keeps the look-up one by the
-# primary key: joined, a batch of many hours would be compared with all that these hours hold.
-STORED_SPANS: Final = """
+
+def _stored(table: WriteTable, time: str) -> str:
+    keys = table.columns[: len(table.key)]
+    arrays = ", ".join(f"%b::{column.kind.array_type}[]" for column in keys)
+    same = " AND ".join(f"stored.{column.name} = given.{column.name}" for column in keys)
+    return f"""
 SELECT given.place
-FROM unnest(%b::uuid[], %b::bytea[], %b::timestamptz[]) WITH ORDINALITY AS given (trace_id, span_id, start_time, place)
+FROM unnest({arrays}) WITH ORDINALITY AS given ({", ".join(table.key)}, place)
 CROSS JOIN LATERAL (
-    SELECT FROM trace_spans AS s
-    WHERE s.trace_id = given.trace_id AND s.span_id = given.span_id AND s.start_time = given.start_time
-      AND s.start_time >= %b::timestamptz AND s.start_time <= %b::timestamptz
+    SELECT FROM {table.name} AS stored
+    WHERE {same}
+      AND stored.{time} >= %b::timestamptz AND stored.{time} <= %b::timestamptz
     LIMIT 1
 ) AS found
 """
 
-# The same of log records.
-STORED_LOGS: Final = """
-SELECT given.place
-FROM unnest(%b::timestamptz[], %b::uuid[], %b::uuid[]) WITH ORDINALITY AS given (timestamp, route_id, id, place)
-CROSS JOIN LATERAL (
-    SELECT FROM logs AS l
-    WHERE l.timestamp = given.timestamp AND l.route_id = given.route_id AND l.id = given.id
-      AND l.timestamp >= %b::timestamptz AND l.timestamp <= %b::timestamptz
-    LIMIT 1
-) AS found
-"""
+
+# Which of the given keys are stored, by their places among those given, from 1 on. LIMIT keeps the look-up one by the
+# primary key: joined, a batch of many hours would be compared with all that these hours hold.
+STORED_SPANS: Final = _stored(SPANS, "start_time")
+STORED_LOGS: Final = _stored(LOGS, "timestamp")
 
 # Open spans of some traces within the batch's times, by the index on open spans.
 OPEN_SPANS: Final = """

@@ -46,6 +46,7 @@ from observatory_storage.writers.rows import (
     insert_rows,
     merge_rows,
     query,
+    stored_places,
     work_meanwhile,
 )
 from observatory_storage.writers.span_batch import LOOSE_EVENTS, LooseEvents, SpanBatch, span_key
@@ -286,14 +287,9 @@ class TraceTransaction:
 
     def _absent(self, spans: SpanBatch) -> list[int]:
         """Return the places of the spans that are not stored; another transaction may be about to store them."""
-        keys = [
-            wire.encode_array(column.kind.element_oid, column.kind.element, values)
-            for column, values in zip(SPANS.columns[:_KEY_WIDTH], spans.key_columns(), strict=True)
-        ]
         work_meanwhile(self._connection, self._terms.meanwhile)
-        # A plan that was made while the day's partition was empty would read all of it for each key.
-        found = query(self._connection, sql.STORED_SPANS, [*keys, *_span_of_time(spans.start_times)], prepare=False)
-        stored = {row[0] - 1 for row in found}
+        keys = spans.key_columns()
+        stored = stored_places(self._connection, SPANS, sql.STORED_SPANS, keys, spans.start_times)
         return [place for place in range(len(spans.start_times)) if place not in stored]
 
     def _open_among(self, finished: Mapping[bytes, int], start_times: Sequence[int]) -> dict[bytes, int]:
