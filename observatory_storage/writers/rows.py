@@ -108,7 +108,7 @@ def merge_rows(
     """Insert the rows that are new, by COPY to a temporary table; return the keys of new ones."""
     connection.execute(sql.create_staging(table, layout))
     copy_rows(connection, sql.staging_name(table), layout, chunks)
-    return {row[0] - 1 for row in query(connection, sql.merge_staging(table, layout))}
+    return {row[0] for row in query(connection, sql.merge_staging(table, layout))}
 
 
 def insert_rows(
